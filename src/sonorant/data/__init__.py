@@ -1,0 +1,1 @@
+"""Manifests, corpora that anyone can fetch, and training datasets."""

@@ -1,0 +1,1 @@
+"""Signal processing that models and losses share: differentiable, equal to the published forms."""

@@ -1,0 +1,1 @@
+"""Training losses as plain functions, the loss balancer and the discriminators."""

@@ -1,0 +1,147 @@
+"""The streaming contract: everything a live module remembers, in named tensors outside it.
+
+A module that can stream is called the same way offline and live: `y = module(x)` or
+`y = module(x, state)`. The state is made once for a fixed number of rows, and is updated in place,
+so a session can be stopped, saved, moved to another process and resumed; rows can be reset one by
+one; a mask of active rows lets sessions of different ages share a batch.
+
+One rule keeps resets trivial: a fresh row is all zeros. A module whose natural start is not zero
+keeps a zero-initialised flag or counter and derives its start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sonorant.errors import CheckpointError, ShapeError
+
+
+class StreamingModule(nn.Module):
+    """A module that remembers something between live calls.
+
+    Subclasses implement `fresh_state`; the tensors they name there are found again in
+    `state[self]` during a live call.
+    """
+
+    def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
+        """Zero tensors `[batch, ...]` by name, on this module's device and in its dtype."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it remembers")
+
+
+class Slot:
+    """The state tensors of one module, by attribute: `state[self].past`."""
+
+    def __init__(self, tensors: dict[str, Tensor], prefix: str) -> None:
+        self._tensors = tensors
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[self._prefix + name]
+        except KeyError:
+            raise AttributeError(f"no state tensor named {self._prefix + name!r}") from None
+
+
+class State:
+    """Named tensors `[batch, ...]` of all streaming modules below one root, and the active rows.
+
+    Made by `init_state`. `low_latency` asks modules whose published start looks into the future
+    (reflect padding) to start from zeros instead, without the delay.
+    """
+
+    def __init__(self, root: nn.Module, batch_size: int, low_latency: bool = False) -> None:
+        if batch_size < 1:
+            raise ShapeError(f"a state needs at least one row, got batch_size={batch_size}")
+        self.batch_size = batch_size
+        self.low_latency = low_latency
+        self.tensors: dict[str, Tensor] = {}
+        self._slots: dict[nn.Module, Slot] = {}
+        self._active: Tensor | None = None
+        for path, module in root.named_modules():
+            if not isinstance(module, StreamingModule):
+                continue
+            prefix = f"{path}." if path else ""
+            for name, tensor in module.fresh_state(batch_size).items():
+                self.tensors[prefix + name] = tensor
+            self._slots[module] = Slot(self.tensors, prefix)
+
+    def __getitem__(self, module: nn.Module) -> Any:
+        """The slot of `module`. Typed loosely because its attributes are the module's own names."""
+        return self._slots[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    @property
+    def active(self) -> Tensor | None:
+        """Mask `[batch]` of the rows that advance, or None when all do."""
+        return self._active
+
+    def set_active(self, rows: Tensor | None) -> None:
+        """Let only `rows` (bool `[batch]`) advance from now on; None lets all advance."""
+        if rows is not None and rows.shape != (self.batch_size,):
+            raise ShapeError(
+                f"active rows must be a mask of shape [{self.batch_size}], got {list(rows.shape)}"
+            )
+        self._active = rows
+
+    def update(self, target: Tensor, value: Tensor) -> None:
+        """Write `value` into the state tensor `target`, in active rows only."""
+        if self._active is None:
+            target.copy_(value)
+            return
+        rows = self._active.view(-1, *[1] * (target.dim() - 1))
+        target.copy_(torch.where(rows, value, target))
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Make `rows` (bool `[batch]`, None for all) as new."""
+        for tensor in self.tensors.values():
+            if rows is None:
+                tensor.zero_()
+            else:
+                tensor.masked_fill_(rows.view(-1, *[1] * (tensor.dim() - 1)), 0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a safetensors file; `load` of a state of the same model reads it."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".part")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.tensors.items()},
+            temporary,
+            metadata={"low_latency": str(self.low_latency)},
+        )
+        temporary.replace(target)
+
+    def load(self, path: str | Path) -> None:
+        """Continue from a saved state.
+
+        Raises: CheckpointError if the file is damaged or belongs to another model or batch size;
+        this state is then unchanged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a saved state: {error}") from error
+        mine = {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+        theirs = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.items()}
+        if mine != theirs or metadata.get("low_latency") != str(self.low_latency):
+            raise CheckpointError(
+                f"{path} was saved by another model, version, batch size or latency mode; "
+                "make the state with the same model and arguments before loading it"
+            )
+        for name, tensor in saved.items():
+            self.tensors[name].copy_(tensor)
+
+
+def init_state(root: nn.Module, batch_size: int = 1, low_latency: bool = False) -> State:
+    """A fresh state for `batch_size` live sessions of `root`."""
+    return State(root, batch_size, low_latency)
