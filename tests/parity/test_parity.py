@@ -1,0 +1,43 @@
+"""Every recorded case under tests/fixtures agrees with our code."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parity.runner import Case, compare, find_adapter, run_case
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+CASES = sorted(path.parent for path in FIXTURES.glob("*/*/io.safetensors"))
+
+
+@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
+def test_every_recorded_tensor_agrees(folder: Path) -> None:
+    missed = [result for result in run_case(folder) if not result.passed]
+    assert not missed
+
+
+def test_the_longest_stem_decides() -> None:
+    assert find_adapter("balancer_total") is find_adapter("balancer")
+
+
+@pytest.mark.parametrize(
+    ("readme", "expected"),
+    [
+        ("Tolerance rtol 1e-5, atol 1e-6.", (1e-5, 1e-6)),
+        ("Tolerance: audio rtol 1e-4 atol 1e-5; codes exact", (1e-4, 1e-5)),
+        ("Tolerance 2e-5 (more for FFT).", (2e-5, 2e-5)),
+        ("Tolerance rtol 1e-4.", (1e-4, 1e-7)),
+    ],
+)
+def test_tolerance_is_read_from_the_readme(readme: str, expected: tuple[float, float]) -> None:
+    case = Case(Path("x"), {}, {}, {}, readme)
+    assert case.tolerance == expected
+
+
+def test_a_wrong_value_or_shape_is_a_miss() -> None:
+    theirs = torch.tensor([1.0, 2.0])
+    assert compare("a", theirs.clone(), theirs, (1e-4, 1e-5)).passed
+    assert not compare("a", theirs + 0.01, theirs, (1e-4, 1e-5)).passed
+    assert not compare("a", theirs[:1], theirs, (1e-4, 1e-5)).passed
+    assert not compare("a", torch.tensor([1, 3]), torch.tensor([1, 2]), (1.0, 1.0)).passed
