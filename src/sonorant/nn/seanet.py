@@ -1,0 +1,157 @@
+"""SEANet: the convolutional encoder and decoder of EnCodec, Mimi and the generative codecs.
+
+Source: EnCodec (arXiv 2210.13438, section 3.2 and figure 1). The encoder is a convolution, then per
+ratio a residual block and a strided convolution that doubles the channels, an LSTM and a last
+convolution; the decoder mirrors it with transposed convolutions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from torch import Tensor, nn
+
+from sonorant.nn.conv import (
+    ConvStyle,
+    Norm,
+    PadMode,
+    StreamingConv1d,
+    StreamingConvTranspose1d,
+)
+from sonorant.nn.lstm import SkipLSTM
+from sonorant.nn.state import State
+
+
+class SEANetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of one encoder and its decoder; the defaults are EnCodec's.
+
+    `ratios` are in the decoder's order; their product is the hop length in samples. `compress` is
+    how many times narrower residual branches are. `skip` says how residual blocks carry their
+    input: through a 1x1 convolution (EnCodec) or unchanged (the 32 kHz and Mimi models).
+    """
+
+    channels: int = 1
+    dimension: int = 128
+    base_filters: int = 32
+    ratios: tuple[int, ...] = (8, 5, 4, 2)
+    residual_layers: int = 1
+    kernel_size: int = 7
+    last_kernel_size: int = 7
+    residual_kernel_size: int = 3
+    dilation_base: int = 2
+    compress: int = 2
+    lstm_layers: int = 2
+    skip: Literal["convolution", "identity"] = "convolution"
+    causal: bool = True
+    pad_mode: PadMode = "reflect"
+    norm: Norm = "weight_norm"
+    trim_right_ratio: float = 1.0
+
+    @property
+    def style(self) -> ConvStyle:
+        return ConvStyle(self.causal, self.pad_mode, self.norm)
+
+
+class StreamingSequence(nn.Module):
+    """Layers in a row; those that stream are handed the state."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x) if isinstance(layer, nn.ELU) else layer(x, state)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, the first dilated, beside a shortcut.
+
+    Shape: x [batch, channels, time] -> the same.
+    """
+
+    def __init__(self, channels: int, dilation: int, config: SEANetConfig) -> None:
+        super().__init__()
+        hidden = channels // config.compress
+        style = config.style
+        kernel_size = config.residual_kernel_size
+        self.block = StreamingSequence(
+            [
+                nn.ELU(),
+                StreamingConv1d(channels, hidden, kernel_size, dilation=dilation, style=style),
+                nn.ELU(),
+                StreamingConv1d(hidden, channels, kernel_size=1, style=style),
+            ]
+        )
+        self.shortcut: nn.Module | None = None
+        if config.skip == "convolution":
+            self.shortcut = StreamingConv1d(channels, channels, kernel_size=1, style=style)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x, state)
+        return self.block(x, state) + shortcut
+
+
+def _residual_blocks(channels: int, config: SEANetConfig) -> list[nn.Module]:
+    return [
+        ResidualBlock(channels, config.dilation_base**layer, config)
+        for layer in range(config.residual_layers)
+    ]
+
+
+class SEANetEncoder(StreamingSequence):
+    """Sound to latents.
+
+    Shape: x [batch, channels, time] -> [batch, dimension, ceil(time / hop)]. Latency: none once
+    started; see `StreamingConv1d` for the start of a stream.
+    """
+
+    def __init__(self, config: SEANetConfig) -> None:
+        style = config.style
+        width = config.base_filters
+        layers: list[nn.Module] = [
+            StreamingConv1d(config.channels, width, config.kernel_size, style=style)
+        ]
+        for ratio in reversed(config.ratios):
+            layers += _residual_blocks(width, config)
+            layers.append(nn.ELU())
+            layers.append(StreamingConv1d(width, 2 * width, 2 * ratio, stride=ratio, style=style))
+            width *= 2
+        if config.lstm_layers:
+            layers.append(SkipLSTM(width, config.lstm_layers))
+        layers.append(nn.ELU())
+        layers.append(
+            StreamingConv1d(width, config.dimension, config.last_kernel_size, style=style)
+        )
+        super().__init__(layers)
+
+
+class SEANetDecoder(StreamingSequence):
+    """Latents to sound.
+
+    Shape: x [batch, dimension, frames] -> [batch, channels, frames * hop]. Latency: none once
+    started; see `StreamingConv1d` for the start of a stream.
+    """
+
+    def __init__(self, config: SEANetConfig) -> None:
+        style = config.style
+        width = config.base_filters * 2 ** len(config.ratios)
+        layers: list[nn.Module] = [
+            StreamingConv1d(config.dimension, width, config.kernel_size, style=style)
+        ]
+        if config.lstm_layers:
+            layers.append(SkipLSTM(width, config.lstm_layers))
+        for ratio in config.ratios:
+            layers.append(nn.ELU())
+            layers.append(
+                StreamingConvTranspose1d(
+                    width, width // 2, 2 * ratio, ratio, style, config.trim_right_ratio
+                )
+            )
+            width //= 2
+            layers += _residual_blocks(width, config)
+        layers.append(nn.ELU())
+        layers.append(StreamingConv1d(width, config.channels, config.last_kernel_size, style=style))
+        super().__init__(layers)
