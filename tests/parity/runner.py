@@ -70,7 +70,7 @@ class Case:
 
     @property
     def tolerance(self) -> tuple[float, float]:
-        """(relative, absolute), as the README states them: `rtol X`, `atol Y` or one bare number."""
+        """(relative, absolute) as the README states them: `rtol X`, `atol Y` or one number."""
         stated = self.readme[self.readme.lower().rfind("tolerance") :]
         relative = re.search("rtol " + _NUMBER, stated)
         absolute = re.search("atol " + _NUMBER, stated)

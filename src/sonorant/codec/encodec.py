@@ -1,0 +1,346 @@
+"""EnCodec: a convolutional codec with residual vector quantisation.
+
+Source: "High Fidelity Neural Audio Compression" (arXiv 2210.13438). Sound goes through the SEANet
+encoder to latents at `sample_rate / hop`, a residual quantizer turns every latent into one token
+per codebook, and the decoder mirrors it back. The bandwidth chooses how many codebooks are used.
+
+This file holds the config, what all EnCodec models share, and the causal 24 kHz kind, which runs
+live; the 48 kHz kind works in segments and stands in `encodec_segments.py`.
+
+Live and offline give the same tokens and the same sound. The published padding reflects the start
+of the signal, so the first seven latents depend on each other: in the exact mode both directions
+wait for seven frames at the start of a stream (93 ms at 24 kHz), then run frame by frame. A state
+made with `low_latency=True` starts from zeros without the wait, and the first frames differ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from sonorant.audio import Audio
+from sonorant.codec.encoded import Encoded
+from sonorant.errors import AudioError, ConfigError, ShapeError
+from sonorant.model import Model
+from sonorant.nn.quantizer import QuantizerConfig, ResidualQuantizer
+from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
+from sonorant.nn.state import State, StreamingModule
+
+# Offline work goes in blocks of this many frames: small enough for activations to stay in the
+# processor's cache and for memory not to grow with length (benchmarks/codec.py).
+BLOCK_FRAMES = 75
+
+
+class EncodecConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One EnCodec model. The defaults are those of the 24 kHz one (section 4.1).
+
+    segment_seconds, overlap: length of the segments that are coded on their own, and the share of
+        a segment that the next one repeats; None for models that code the sound as a whole.
+    normalize: divide every segment by its volume and send the volume along.
+    """
+
+    sample_rate: int = 24000
+    target_bandwidths_kbps: tuple[float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
+    seanet: SEANetConfig = SEANetConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    segment_seconds: float | None = None
+    overlap: float = 0.01
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seanet.dimension != self.quantizer.dimension:
+            raise ConfigError(
+                f"the encoder makes latents of {self.seanet.dimension} numbers, "
+                f"but the quantizer takes {self.quantizer.dimension}; make them equal"
+            )
+        if self.sample_rate <= 0 or not self.target_bandwidths_kbps:
+            raise ConfigError("a codec needs a sample rate above 0 and at least one bandwidth")
+
+
+# Section 4.1 of the paper and the published checkpoints.
+ENCODEC_24KHZ = EncodecConfig()
+ENCODEC_48KHZ = EncodecConfig(
+    sample_rate=48000,
+    target_bandwidths_kbps=(3.0, 6.0, 12.0, 24.0),
+    seanet=SEANetConfig(channels=2, causal=False, norm="time_group_norm"),
+    quantizer=QuantizerConfig(codebooks=16),
+    segment_seconds=1.0,
+    normalize=True,
+)
+
+
+class EncodecCore(Model):
+    """Encoder, quantizer and decoder, and the arithmetic of rates that all EnCodec models share."""
+
+    config_type: ClassVar[type[msgspec.Struct]] = EncodecConfig
+    config: EncodecConfig
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__(config)
+        self.encoder = SEANetEncoder(config.seanet)
+        self.quantizer = ResidualQuantizer(config.quantizer)
+        self.decoder = SEANetDecoder(config.seanet)
+        self.sample_rate = config.sample_rate
+        self.channels = config.seanet.channels
+        self.hop_samples = math.prod(config.seanet.ratios)
+        self.frame_rate = math.ceil(self.sample_rate / self.hop_samples)
+
+    def codebooks_for(self, bandwidth_kbps: float | None = None) -> int:
+        """How many codebooks a bandwidth in kb/s pays for; all of them for None.
+
+        Raises: ConfigError for a bandwidth that this model was not trained for.
+        """
+        if bandwidth_kbps is None:
+            return self.config.quantizer.codebooks
+        known = self.config.target_bandwidths_kbps
+        if bandwidth_kbps not in known:
+            choices = ", ".join(f"{value:g}" for value in known)
+            raise ConfigError(f"no bandwidth of {bandwidth_kbps:g} kb/s; choose one of {choices}")
+        bits_per_second = math.log2(self.config.quantizer.codebook_size) * self.frame_rate
+        paid = max(1, math.floor(bandwidth_kbps * 1000 / bits_per_second))
+        return min(paid, self.config.quantizer.codebooks)
+
+    def bandwidth_of(self, codebooks: int) -> float:
+        """The bandwidth in kb/s of tokens of that many codebooks."""
+        bits = math.log2(self.config.quantizer.codebook_size)
+        return codebooks * bits * self.sample_rate / self.hop_samples / 1000
+
+    def frames_of(self, samples: int) -> int:
+        """How many frames stand for that many samples at the codec's rate."""
+        return -(-samples // self.hop_samples)
+
+    def encode(self, audio: Audio, bandwidth_kbps: float | None = None) -> Encoded:
+        """Turn a sound of any rate, mono or stereo, into tokens `[1, codebooks, frames]`.
+
+        Raises: AudioError for an empty sound, one with more than two channels or with samples that
+        are not finite; ConfigError for an unknown bandwidth.
+        """
+        return self.encode_batch(self._batch_of(audio)[0], bandwidth_kbps)
+
+    def decode(self, encoded: Encoded) -> Audio:
+        """The sound of the first row of tokens, at the codec's rate."""
+        return Audio(self.decode_batch(encoded)[0], self.sample_rate)
+
+    def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
+        """Tokens of sounds `[batch, channels, time]` at the codec's rate."""
+        raise NotImplementedError
+
+    def decode_batch(self, encoded: Encoded) -> Tensor:
+        """Sounds `[batch, channels, encoded.samples]` of tokens."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, codebooks: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """One training pass over whole sounds `[batch, channels, time]`.
+
+        Returns the reconstruction, of the same shape, the tokens, and the commitment penalty.
+        """
+        quantized, tokens, penalty = self.quantizer(self.encoder(x), codebooks)
+        return self.decoder(quantized)[..., : x.shape[-1]], tokens, penalty
+
+    def _batch_of(self, audio: Audio) -> tuple[Tensor, int]:
+        """The sound as `[1, channels, time]` at the codec's rate, and its length."""
+        if audio.channels > 2:
+            raise AudioError(
+                f"this sound has {audio.channels} channels; mix it down to one or two first"
+            )
+        converted = audio.to(self.sample_rate, self.channels)
+        device = next(self.parameters()).device
+        return converted.samples[None].to(device), converted.samples.shape[-1]
+
+    def _chunk(self, chunk: Audio | Tensor) -> Tensor:
+        if isinstance(chunk, Audio):
+            if chunk.sample_rate != self.sample_rate:
+                raise AudioError(
+                    f"a live chunk must come at {self.sample_rate} Hz, got {chunk.sample_rate}; "
+                    "let sonorant.blocks convert the stream"
+                )
+            chunk = chunk.samples[None].to(next(self.parameters()).device)
+        self._check_input(chunk)
+        return chunk
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[1] != self.channels:
+            raise ShapeError(
+                f"this codec takes [batch, {self.channels}, time], got {list(x.shape)}"
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise AudioError("the sound has samples that are not finite numbers; repair it first")
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.dim() != 3 or not 1 <= tokens.shape[1] <= self.config.quantizer.codebooks:
+            raise ShapeError(
+                f"tokens must be [batch, 1 to {self.config.quantizer.codebooks} codebooks, frames],"
+                f" got {list(tokens.shape)}"
+            )
+
+
+class Encodec(EncodecCore, StreamingModule):
+    """EnCodec on whole sounds; causal models also run live.
+
+    State of its own: `encoder_start` [batch, channels, samples] and `decoder_start` [batch,
+    dimension, frames] hold what has come in before the exact start can be computed;
+    `encoder_filled` and `decoder_filled` [batch, 1] say how much that is.
+    """
+
+    system: ClassVar[str] = "encodec"
+
+    def __init__(self, config: EncodecConfig) -> None:
+        if config.segment_seconds is not None or config.normalize:
+            raise ConfigError("segments and normalisation belong to the system 'encodec_segments'")
+        super().__init__(config)
+        # The outermost latent convolutions reflect their first kernel_size - 1 frames.
+        reflected = max(config.seanet.kernel_size, config.seanet.last_kernel_size)
+        self.start_frames = reflected if config.seanet.pad_mode == "reflect" else 0
+        self.frame_samples = self.hop_samples
+
+    def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
+        if not self.config.seanet.causal:
+            raise ConfigError("this model looks ahead and cannot run live; use encode and decode")
+        like = next(self.parameters())
+        samples = self.start_frames * self.hop_samples
+        dimension = self.config.seanet.dimension
+        return {
+            "encoder_start": like.new_zeros(batch_size, self.channels, samples),
+            "encoder_filled": like.new_zeros(batch_size, 1, dtype=torch.long),
+            "decoder_start": like.new_zeros(batch_size, dimension, self.start_frames),
+            "decoder_filled": like.new_zeros(batch_size, 1, dtype=torch.long),
+        }
+
+    @torch.no_grad()
+    def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
+        """Tokens of sounds `[batch, channels, time]` at the codec's rate."""
+        self._check_input(x)
+        if x.shape[-1] == 0:
+            raise AudioError("the sound is empty; give at least one sample")
+        codebooks = self.codebooks_for(bandwidth_kbps)
+        block = BLOCK_FRAMES * self.hop_samples
+        if not self.config.seanet.causal or x.shape[-1] <= block:
+            tokens = self.quantizer.encode(self.encoder(x), codebooks)
+            return Encoded(tokens, x.shape[-1])
+        state = self.init_state(x.shape[0])
+        parts = [
+            self.quantizer.encode(self.encoder(part, state), codebooks)
+            for part in x.split(block, dim=-1)
+        ]
+        return Encoded(torch.cat(parts, dim=-1), x.shape[-1])
+
+    @torch.no_grad()
+    def decode_batch(self, encoded: Encoded) -> Tensor:
+        """Sounds `[batch, channels, encoded.samples]` of tokens."""
+        return self.decode_tokens(encoded.tokens)[..., : encoded.samples]
+
+    @torch.no_grad()
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Sounds `[batch, channels, frames * hop]`, with the padding of the last frame."""
+        self._check_tokens(tokens)
+        if not self.config.seanet.causal or tokens.shape[-1] <= BLOCK_FRAMES:
+            return self.decoder(self.quantizer.decode(tokens))
+        state = self.init_state(tokens.shape[0])
+        parts = [
+            self.decoder(self.quantizer.decode(part), state)
+            for part in tokens.split(BLOCK_FRAMES, dim=-1)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    @torch.no_grad()
+    def encode_step(
+        self, chunk: Audio | Tensor, state: State, bandwidth_kbps: float | None = None
+    ) -> Encoded:
+        """Tokens of the next whole frames of live sound; none while the exact start is awaited.
+
+        Shape: chunk [batch, channels, a multiple of the hop], at the codec's rate.
+        Raises: ShapeError for other lengths; use `encode_flush` for the last, partial frame.
+        """
+        x = self._chunk(chunk)
+        if x.shape[-1] % self.hop_samples:
+            raise ShapeError(
+                f"a live chunk is a multiple of {self.hop_samples} samples, got {x.shape[-1]}; "
+                "hand the rest of the stream to encode_flush"
+            )
+        slot = state[self]
+        ready = self._past_start(x, slot.encoder_start, slot.encoder_filled, state)
+        return self._encode_live(ready, state, bandwidth_kbps)
+
+    @torch.no_grad()
+    def encode_flush(
+        self,
+        state: State,
+        chunk: Audio | Tensor | None = None,
+        bandwidth_kbps: float | None = None,
+    ) -> Encoded:
+        """Tokens of all that is left, with a last chunk of any length. The stream is then over."""
+        slot = state[self]
+        x = slot.encoder_start[..., :0] if chunk is None else self._chunk(chunk)
+        held = self._held(slot.encoder_start, slot.encoder_filled, state)
+        if held is None:
+            return self._encode_live(x, state, bandwidth_kbps)
+        joined = torch.cat([held, x], dim=-1)
+        live = state if joined.shape[-1] >= slot.encoder_start.shape[-1] else None
+        return self._encode_live(joined, live, bandwidth_kbps)
+
+    @torch.no_grad()
+    def decode_step(self, encoded: Encoded, state: State) -> Tensor:
+        """Live sound `[batch, channels, frames * hop]`; none while the exact start is awaited."""
+        slot = state[self]
+        latent = self._latent(encoded.tokens)
+        ready = self._past_start(latent, slot.decoder_start, slot.decoder_filled, state)
+        return self._decode_live(ready, state)
+
+    @torch.no_grad()
+    def decode_flush(self, state: State) -> Tensor:
+        """The sound of a stream that ended before its exact start; nothing otherwise."""
+        slot = state[self]
+        held = self._held(slot.decoder_start, slot.decoder_filled, state)
+        return self._decode_live(slot.decoder_start[..., :0] if held is None else held, None)
+
+    def _latent(self, tokens: Tensor) -> Tensor:
+        self._check_tokens(tokens)
+        return self.quantizer.decode(tokens)
+
+    def _encode_live(self, x: Tensor, state: State | None, bandwidth_kbps: float | None) -> Encoded:
+        codebooks = self.codebooks_for(bandwidth_kbps)
+        if x.shape[-1] == 0:
+            return Encoded(x.new_zeros(x.shape[0], codebooks, 0, dtype=torch.long), 0)
+        return Encoded(self.quantizer.encode(self.encoder(x, state), codebooks), x.shape[-1])
+
+    def _decode_live(self, latent: Tensor, state: State | None) -> Tensor:
+        if latent.shape[-1] == 0:
+            return latent.new_zeros(latent.shape[0], self.channels, 0)
+        return self.decoder(latent, state)
+
+    def _held(self, start: Tensor, filled: Tensor, state: State) -> Tensor | None:
+        """What waits for the exact start, or None once the stream runs."""
+        if state.low_latency or start.shape[-1] == 0:
+            return None
+        count = common_count(filled, state)
+        return None if count == start.shape[-1] else start[..., :count]
+
+    def _past_start(self, x: Tensor, start: Tensor, filled: Tensor, state: State) -> Tensor:
+        """Hold `x` back until there is enough for the exact start, then let everything through."""
+        held = self._held(start, filled, state)
+        if held is None:
+            return x
+        joined = torch.cat([held, x], dim=-1)
+        length = min(joined.shape[-1], start.shape[-1])
+        state.update(filled, torch.full_like(filled, length))
+        if length == start.shape[-1]:
+            return joined
+        state.update(start[..., :length], joined)
+        return joined[..., :0]
+
+
+def common_count(filled: Tensor, state: State) -> int:
+    """How much the active rows hold. Raises: ShapeError when they differ."""
+    counts = (filled if state.active is None else filled[state.active]).flatten()
+    if counts.numel() == 0:
+        return int(filled.max())
+    if bool((counts != counts[0]).any()):
+        raise ShapeError(
+            "sessions of different ages share this batch, which the exact start cannot serve; "
+            "make the state with low_latency=True"
+        )
+    return int(counts[0])
