@@ -1,0 +1,145 @@
+"""What a name or path leads to: a system, its config and its tensors.
+
+Our own layout is a folder with `config.json`, {"format_version": 1, "system": "encodec",
+"name": ..., "config": {...}}, and `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sonorant.errors import CheckpointError
+from sonorant.hub.fetch import fetch_files, fetch_repository
+from sonorant.hub.table import ModelEntry, known, resolve
+from sonorant.hub.tensors import read_tensors
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 1
+
+
+class SavedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `config.json`; `config` stays plain until the system's struct is known."""
+
+    format_version: int
+    system: str
+    config: dict[str, Any]
+    name: str | None = None
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A model as stored. `config` is plain data or already the system's struct."""
+
+    system: str
+    name: str | None
+    config: Any
+    tensors: dict[str, Tensor]
+    source: str
+
+
+def open_checkpoint(name_or_path: str | Path, like: str | None = None) -> Checkpoint:
+    """Find and read a model: a known name, a folder, a file, or a hub repository `owner/name`.
+
+    A file in a published layout is recognised by its name or its digest; `like`, a known model's
+    name, says it for any other.
+    Raises: CheckpointError saying what is wrong and what to do.
+    """
+    path, name = Path(name_or_path), str(name_or_path)
+    if like is not None:
+        return _read_entry(known().model(like), [path])
+    if name in known().models and not isinstance(name_or_path, Path):
+        return _open_entry(known().models[name])
+    if path.is_dir():
+        return _read_saved(path / CONFIG_FILE, path / WEIGHTS_FILE)
+    if path.is_file():
+        return _open_file(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        config, weights = fetch_repository(name, [CONFIG_FILE, WEIGHTS_FILE])
+        return _read_saved(config, weights, name)
+    return _open_entry(known().model(name))
+
+
+def _open_entry(entry: ModelEntry) -> Checkpoint:
+    if entry.files:
+        return _read_entry(entry, fetch_files(entry))
+    folder = entry.package_folder
+    if folder is not None:
+        return _read_saved(folder / CONFIG_FILE, folder / WEIGHTS_FILE, entry.name)
+    config, weights = fetch_repository(str(entry.repository), [CONFIG_FILE, WEIGHTS_FILE])
+    return _read_saved(config, weights, entry.name)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.name == CONFIG_FILE:
+        return _read_saved(path, path.with_name(WEIGHTS_FILE))
+    if path.suffix == ".safetensors" and path.with_name(CONFIG_FILE).is_file():
+        return _read_saved(path.with_name(CONFIG_FILE), path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for entry in known().models.values():
+        for remote in entry.files:
+            if path.name == remote.name or digest.startswith(remote.sha256):
+                return _read_entry(entry, [path])
+    raise CheckpointError(
+        f"{path} does not say which model it is of; put a {CONFIG_FILE} beside it, or name the "
+        "published model whose layout and size it has: load(path, like='encodec_24khz')"
+    )
+
+
+def _read_entry(entry: ModelEntry, files: list[Path]) -> Checkpoint:
+    """Read files in the published layout of a known model."""
+    if entry.translator is None:
+        raise CheckpointError(f"{entry.name} has no published layout of its own; load its folder")
+    config, tensors = resolve(entry.translator)(files, entry)
+    return Checkpoint(entry.system, entry.name, config, tensors, str(files[0]))
+
+
+def _read_saved(config_path: Path, weights_path: Path, name: str | None = None) -> Checkpoint:
+    try:
+        saved = msgspec.json.decode(config_path.read_bytes(), type=SavedConfig)
+    except OSError as error:
+        raise CheckpointError(
+            f"{config_path.parent} is not a saved model: cannot read {CONFIG_FILE} "
+            f"({error.strerror})"
+        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{config_path} is not a Sonorant model's config: {error}") from error
+    if saved.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{config_path} has format version {saved.format_version}; this Sonorant reads "
+            f"{FORMAT_VERSION}, install the version that wrote it or a newer one"
+        )
+    tensors = read_tensors(weights_path)
+    return Checkpoint(saved.system, name or saved.name, saved.config, tensors, str(config_path))
+
+
+def write_checkpoint(folder: str | Path, saved: SavedConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write a model in our own layout. What is there is replaced only once all is written.
+
+    Raises: CheckpointError if the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            part = Path(temporary) / "model"
+            part.mkdir()
+            save_file(dict(tensors), part / WEIGHTS_FILE, metadata={"format": "pt"})
+            config = msgspec.json.format(msgspec.json.encode(saved), indent=2)
+            (part / CONFIG_FILE).write_bytes(config + b"\n")
+            if folder.exists():
+                for name in (WEIGHTS_FILE, CONFIG_FILE):
+                    (part / name).replace(folder / name)
+            else:
+                part.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot save a model to {folder}: {error}") from error

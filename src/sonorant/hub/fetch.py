@@ -1,0 +1,93 @@
+"""Fetching published files: once, checked, into a folder of our own.
+
+Environment: SONORANT_CACHE moves the folder from `~/.cache/sonorant`; SONORANT_OFFLINE=1 (or
+HF_HUB_OFFLINE=1) allows only what is already there. Hugging Face repositories keep to that
+library's own cache.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sonorant.errors import CheckpointError
+from sonorant.hub.table import ModelEntry, RemoteFile
+
+TRUE_WORDS = {"1", "true", "yes", "on"}
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept."""
+    return Path(os.environ.get("SONORANT_CACHE") or Path.home() / ".cache" / "sonorant")
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network."""
+    names = ("SONORANT_OFFLINE", "HF_HUB_OFFLINE")
+    return any(os.environ.get(name, "").lower() in TRUE_WORDS for name in names)
+
+
+def cached_path(file: RemoteFile) -> Path:
+    """Where a file is, or would be once fetched; its digest keeps different files apart."""
+    return cache_folder() / file.sha256[:8] / file.name
+
+
+def is_cached(entry: ModelEntry) -> bool:
+    """Whether all files of a model that is downloaded by address are there."""
+    return bool(entry.files) and all(cached_path(file).is_file() for file in entry.files)
+
+
+def fetch_files(entry: ModelEntry) -> list[Path]:
+    """The model's files, downloaded where they are not in the cache yet.
+
+    Raises: CheckpointError if a download fails, is forbidden, or has another digest than stated.
+    """
+    return [_fetch(file) for file in entry.files]
+
+
+def _fetch(file: RemoteFile) -> Path:
+    target = cached_path(file)
+    if target.is_file():
+        return target
+    if is_offline():
+        raise CheckpointError(
+            f"{file.name} is not in {target.parent} and the environment says offline; "
+            f"unset SONORANT_OFFLINE and HF_HUB_OFFLINE, or put {file.url} there"
+        )
+    from torch.hub import download_url_to_file  # here, so that listing models needs no torch
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Writes to a temporary name and renames only when the digest is right.
+        download_url_to_file(file.url, str(target), hash_prefix=file.sha256)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file.url} is not the published file: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot fetch {file.url}: {error}; with a copy of the file, put it at {target}"
+        ) from error
+    return target
+
+
+def fetch_repository(repository: str, names: list[str]) -> list[Path]:
+    """Files of a Hugging Face hub repository. Raises: CheckpointError if any cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return [
+            Path(hf_hub_download(repository, name, local_files_only=is_offline())) for name in names
+        ]
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"the hub has no repository {repository!r} that you may read"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{repository!r} is not a name that the hub can have") from error
+    except (EntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"cannot fetch {names} of {repository!r}: {reason}") from error
