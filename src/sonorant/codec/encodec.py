@@ -30,9 +30,10 @@ from sonorant.nn.quantizer import QuantizerConfig, ResidualQuantizer
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.state import State, StreamingModule
 
-# Offline work goes in blocks of this many frames: small enough for activations to stay in the
-# processor's cache and for memory not to grow with length (benchmarks/codec.py).
+# Offline work goes in pieces, so that memory does not grow with length: the layers at high rates in
+# blocks small enough for the processor's cache, the LSTM in long stretches (benchmarks/codec.py).
 BLOCK_FRAMES = 75
+STRETCH_FRAMES = 30 * BLOCK_FRAMES
 
 
 class EncodecConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -223,8 +224,8 @@ class Encodec(EncodecCore, StreamingModule):
             return Encoded(tokens, x.shape[-1])
         state = self.init_state(x.shape[0])
         parts = [
-            self.quantizer.encode(self.encoder(part, state), codebooks)
-            for part in x.split(block, dim=-1)
+            self.quantizer.encode(self.encoder.run_in_blocks(stretch, state, block), codebooks)
+            for stretch in x.split(STRETCH_FRAMES * self.hop_samples, dim=-1)
         ]
         return Encoded(torch.cat(parts, dim=-1), x.shape[-1])
 
@@ -241,8 +242,8 @@ class Encodec(EncodecCore, StreamingModule):
             return self.decoder(self.quantizer.decode(tokens))
         state = self.init_state(tokens.shape[0])
         parts = [
-            self.decoder(self.quantizer.decode(part), state)
-            for part in tokens.split(BLOCK_FRAMES, dim=-1)
+            self.decoder.run_in_blocks(self.quantizer.decode(stretch), state, BLOCK_FRAMES)
+            for stretch in tokens.split(STRETCH_FRAMES, dim=-1)
         ]
         return torch.cat(parts, dim=-1)
 

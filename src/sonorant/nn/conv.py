@@ -6,9 +6,11 @@ P = K - stride, a causal convolution pads P samples on the left, a centred one P
 left and P // 2 on the right; both pad on the right what the last, partial frame lacks. A transposed
 convolution trims P = kernel - stride samples of its output.
 
-Each layer owns two forms of the same product and picks one by length: the direct convolution for
-long inputs, one matrix product for the few frames of a live step, where the direct form is several
-times slower on CPU.
+Each layer owns two forms of the same product: the direct convolution, which trains and runs on
+accelerators, and matrix products on time-major memory (`matrix_conv.py`), several times faster on
+CPU for live steps and for strided and transposed layers of any length. Sound passes between layers
+as `[batch, channels, time]` either way; the matrix form only lays it out in memory by time, so that
+layers in a row convert nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +25,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from sonorant.errors import ShapeError
+from sonorant.nn.matrix_conv import PackedWeight, conv_time_major, conv_transpose_time_major
 from sonorant.nn.state import State, StreamingModule
 
 PadMode = Literal["reflect", "zero", "replicate"]
 Norm = Literal["none", "weight_norm", "time_group_norm"]
 
-# Up to this many output frames the matrix form wins on CPU (benchmarks/convolution.py).
-MATRIX_FORM_FRAMES = 16
 GROUP_NORM_EPSILON = 1e-5  # the published models' GroupNorm
 
 
@@ -42,28 +43,50 @@ class ConvStyle:
     norm: Norm
 
 
-def pad_time(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
-    """Pad `[batch, channels, time]` on both sides of time.
+def pad_time(x: Tensor, left: int, right: int, mode: PadMode, dim: int = -1) -> Tensor:
+    """Pad a sound on both sides along its time dimension `dim`.
 
     An input too short to be reflected first gets zeros on the right, and as many samples are cut
     off again afterwards, as in the published models.
     """
     if left == 0 and right == 0:
         return x
+    length = x.shape[dim]
     if mode == "zero":
-        return F.pad(x, (left, right))
+        return torch.cat([_zeros(x, left, dim), x, _zeros(x, right, dim)], dim)
     if mode == "replicate":
-        return F.pad(x, (left, right), "replicate")
-    missing = max(0, max(left, right) - x.shape[-1] + 1)
-    padded = F.pad(F.pad(x, (0, missing)) if missing else x, (left, right), "reflect")
-    return padded[..., : padded.shape[-1] - missing]
+        first, last = x.narrow(dim, 0, 1), x.narrow(dim, length - 1, 1)
+        return torch.cat([_repeat(first, left, dim), x, _repeat(last, right, dim)], dim)
+    missing = max(0, max(left, right) - length + 1)
+    if missing:
+        x = torch.cat([x, _zeros(x, missing, dim)], dim)
+    before = x.narrow(dim, 1, left).flip(dim)
+    after = x.narrow(dim, length + missing - 1 - right, right).flip(dim)
+    padded = torch.cat([before, x, after], dim)
+    return padded.narrow(dim, 0, padded.shape[dim] - missing)
 
 
-def _start(x: Tensor, length: int, mode: PadMode) -> Tensor:
+def _zeros(x: Tensor, length: int, dim: int) -> Tensor:
+    shape = list(x.shape)
+    shape[dim] = length
+    return x.new_zeros(shape)
+
+
+def _repeat(x: Tensor, length: int, dim: int) -> Tensor:
+    shape = [-1] * x.dim()
+    shape[dim] = length
+    return x.expand(shape)
+
+
+def _start(x: Tensor, length: int, mode: PadMode, dim: int) -> Tensor:
     """The `length` samples that offline padding would put before the first live chunk."""
     if mode == "replicate":
-        return x[..., :1].expand(-1, -1, length)
-    return x[..., 1 : length + 1].flip(-1)
+        return _repeat(x.narrow(dim, 0, 1), length, dim)
+    return x.narrow(dim, 1, length).flip(dim)
+
+
+def _use_matrix_form(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 class StreamingConv1d(StreamingModule):
@@ -99,6 +122,7 @@ class StreamingConv1d(StreamingModule):
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
+        self._packed = PackedWeight()
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
@@ -108,34 +132,35 @@ class StreamingConv1d(StreamingModule):
         return tensors
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        return self.norm(self._convolve(self._pad(x, state)))
+        if _use_matrix_form(x):
+            padded = self._pad(x.transpose(1, 2), state, dim=1)
+            y = conv_time_major(padded, self.conv, self._packed).transpose(1, 2)
+        else:
+            y = self.conv(self._pad(x, state, dim=2))
+        return self.norm(y)
 
-    def _pad(self, x: Tensor, state: State | None) -> Tensor:
-        missing = -x.shape[-1] % self.stride
+    def _pad(self, x: Tensor, state: State | None, dim: int) -> Tensor:
+        length = x.shape[dim]
+        missing = -length % self.stride
+        mode = self.style.pad_mode
         if state is None:
             right = 0 if self.style.causal else self.padding // 2
-            return pad_time(x, self.padding - right, right + missing, self.style.pad_mode)
+            return pad_time(x, self.padding - right, right + missing, mode, dim)
         if not self.style.causal:
             raise ShapeError("a centred convolution looks ahead and cannot run live")
+        if self.padding == 0:
+            return pad_time(x, 0, missing, mode, dim)
         slot = state[self]
-        past = slot.past
-        if self.style.pad_mode != "zero":
-            if not state.low_latency and x.shape[-1] > self.padding:
-                start = _start(x, self.padding, self.style.pad_mode)
+        past = slot.past.transpose(dim, 2)
+        if mode != "zero":
+            if not state.low_latency and length > self.padding:
+                start = _start(x, self.padding, mode, dim)
                 past = torch.where(slot.started[..., None], past, start)
             state.update(slot.started, torch.ones_like(slot.started))
-        joined = torch.cat([past, x], dim=-1)
-        state.update(slot.past, joined[..., joined.shape[-1] - self.padding :])
-        return pad_time(joined, 0, missing, self.style.pad_mode)
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        frames = (x.shape[-1] - self.span) // self.stride + 1
-        if not 1 < frames <= MATRIX_FORM_FRAMES or x.is_cuda:
-            return F.conv1d(x, conv.weight, conv.bias, self.stride, dilation=conv.dilation)
-        windows = x.unfold(-1, self.span, self.stride)[..., :: conv.dilation[0]]
-        columns = windows.transpose(1, 2).flatten(2)
-        return F.linear(columns, conv.weight.flatten(1), conv.bias).transpose(1, 2)
+        joined = torch.cat([past, x], dim)
+        kept = joined.narrow(dim, joined.shape[dim] - self.padding, self.padding)
+        state.update(slot.past, kept.transpose(dim, 2))
+        return pad_time(joined, 0, missing, mode, dim)
 
 
 class StreamingConvTranspose1d(StreamingModule):
@@ -169,6 +194,7 @@ class StreamingConvTranspose1d(StreamingModule):
         conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
+        self._packed = PackedWeight()
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
@@ -182,39 +208,21 @@ class StreamingConvTranspose1d(StreamingModule):
             raise ShapeError("a transposed convolution that trims on the left cannot run live")
         tail = state[self].tail
         y = self._convolve(x, with_bias=False)
-        y[..., : self.excess] += tail
         ready = x.shape[-1] * self.stride
+        opening = y[..., : self.excess] + tail
+        y[..., : self.excess] = opening
         state.update(tail, y[..., ready:])
         y = y[..., :ready]
         return y if self.conv.bias is None else y + self.conv.bias[:, None]
 
     def _convolve(self, x: Tensor, with_bias: bool) -> Tensor:
+        """The whole, untrimmed product."""
         conv = self.conv
         bias = conv.bias if with_bias else None
-        if x.shape[-1] > MATRIX_FORM_FRAMES or x.is_cuda:
+        if not _use_matrix_form(x) or conv.kernel_size[0] != 2 * self.stride:
             return F.conv_transpose1d(x, conv.weight, bias, self.stride)
-        weight = conv.weight
-        batch, _, frames = x.shape
-        out_channels, kernel_size = weight.shape[1:]
-        products = (x.transpose(1, 2) @ weight.flatten(1)).view(
-            batch, frames, out_channels, kernel_size
-        )
-        y = _overlap_add(products, self.stride)
+        y = conv_transpose_time_major(x.transpose(1, 2), conv, self._packed).transpose(1, 2)
         return y if bias is None else y + bias[:, None]
-
-
-def _overlap_add(products: Tensor, stride: int) -> Tensor:
-    """Add up `[batch, frames, channels, kernel]` at steps of `stride` samples.
-
-    Returns `[batch, channels, (frames - 1) * stride + kernel]`.
-    """
-    batch, frames, channels, kernel_size = products.shape
-    shifts = -(-kernel_size // stride)
-    products = F.pad(products, (0, shifts * stride - kernel_size)).permute(0, 2, 1, 3)
-    y = products.new_zeros(batch, channels, frames + shifts - 1, stride)
-    for shift in range(shifts):
-        y[:, :, shift : shift + frames] += products[..., shift * stride : (shift + 1) * stride]
-    return y.flatten(2)[..., : (frames - 1) * stride + kernel_size]
 
 
 def _group_norm(channels: int, style: ConvStyle) -> nn.Module:
