@@ -118,14 +118,13 @@ def test_cache_is_below_home_unless_the_environment_says_otherwise(
     assert cache_folder() == tmp_path / ".cache" / "sonorant"
 
 
-def test_hub_repository_offline_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_repository_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SONORANT_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"cannot fetch .*'someone/something'") as caught:
+    with pytest.raises(CheckpointError, match=r"someone/something.*offline") as caught:
         fetch_repository("someone/something", ["config.json"])
     assert "\n" not in str(caught.value)
 
 
-def test_impossible_hub_name_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SONORANT_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="not a name that the hub can have"):
+def test_name_that_the_hub_cannot_have_is_refused(cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model at 'a--b/"):
         fetch_repository("a--b/..", ["config.json"])

@@ -25,6 +25,8 @@ from sonorant.hub.tensors import read_tensors
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
+HUB_NAME = r"(?!sonorant/)[\w-][\w.-]*/[\w.-]+"
+"""owner/name; our own models are all in the table."""
 
 
 class SavedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +64,7 @@ def open_checkpoint(name_or_path: str | Path, like: str | None = None) -> Checkp
         return _read_saved(path / CONFIG_FILE, path / WEIGHTS_FILE)
     if path.is_file():
         return _open_file(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    if re.fullmatch(HUB_NAME, name):
         config, weights = fetch_repository(name, [CONFIG_FILE, WEIGHTS_FILE])
         return _read_saved(config, weights, name)
     return _open_entry(known().model(name))

@@ -72,22 +72,16 @@ def _fetch(file: RemoteFile) -> Path:
 def fetch_repository(repository: str, names: list[str]) -> list[Path]:
     """Files of a Hugging Face hub repository. Raises: CheckpointError if any cannot be had."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
+    offline = is_offline()
     try:
-        return [
-            Path(hf_hub_download(repository, name, local_files_only=is_offline())) for name in names
-        ]
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"the hub has no repository {repository!r} that you may read"
-        ) from error
-    except HFValidationError as error:
-        raise CheckpointError(f"{repository!r} is not a name that the hub can have") from error
-    except (EntryNotFoundError, OSError) as error:
+        return [Path(hf_hub_download(repository, name, local_files_only=offline)) for name in names]
+    except (EntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"cannot fetch {names} of {repository!r}: {reason}") from error
+        if offline:
+            reason = "the environment says offline, and the hub's cache does not hold it"
+        raise CheckpointError(
+            f"no model at {repository!r}: there is no such file or folder here, and as a "
+            f"repository of the hub it cannot be fetched ({reason})"
+        ) from error
