@@ -1,0 +1,139 @@
+"""`sonorant data`: fetch openly licensed audio and prepare it for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sonorant.data.prepare import Candidate, Folder
+
+
+@click.group()
+def data() -> None:
+    """Fetch openly licensed audio and prepare it for training."""
+
+
+@data.command("list")
+def list_corpora() -> None:
+    """List the corpora that `fetch` knows."""
+    from sonorant.data.corpora import CORPORA
+
+    for name, corpus in CORPORA.items():
+        domains = sorted({selection.domain for selection in corpus.selections})
+        click.echo(f"{name:26} {'+'.join(domains):14} {corpus.about}")
+
+
+@data.command()
+@click.option("--corpus", "corpora", multiple=True, metavar="NAME", help="Corpus to fetch, or all.")
+@click.option(
+    "--folder",
+    "folders",
+    multiple=True,
+    metavar="PATH:DOMAIN:LICENCE",
+    help="Folder of your own; one file in ten is kept aside.",
+)
+@click.option(
+    "--folders",
+    "folder_file",
+    type=click.Path(path_type=Path),
+    help="YAML list of folders, with groups and splits.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Keeps packages [OUT/packages].")
+@click.option("--sample-rate", default=24_000, show_default=True, help="Of prepared files, Hz.")
+@click.option("--workers", default=1, show_default=True, help="Files converted at a time.")
+def fetch(
+    corpora: tuple[str, ...],
+    folders: tuple[str, ...],
+    folder_file: Path | None,
+    out: Path,
+    cache: Path | None,
+    sample_rate: int,
+    workers: int,
+) -> None:
+    """Fetch corpora and folders into OUT: mono FLAC files and OUT/manifest.jsonl."""
+    from tqdm import tqdm
+
+    from sonorant.data.manifest import write_manifest
+    from sonorant.data.prepare import Limits, collect_folder, prepare, report_of
+    from sonorant.errors import ConfigError
+
+    chosen = [_parse_folder(text) for text in folders] + _read_folders(folder_file)
+    if not corpora and not chosen:
+        raise ConfigError("nothing to fetch: name a --corpus (see `sonorant data list`), --folder")
+    candidates = [found for folder in chosen for found in collect_folder(folder)]
+    candidates += _fetch_corpora(corpora, cache or out / "packages")
+    limits = Limits(sample_rate=sample_rate, minimum_rate=min(22_050, sample_rate))
+    results = prepare(candidates, out, limits, workers)
+    report = report_of(tqdm(results, total=len(candidates), desc="converting", unit="file"))
+    if not report.items:
+        raise ConfigError(f"nothing usable: {report.skipped}")
+    write_manifest(out / "manifest.jsonl", report.items)
+    click.echo(report.summary())
+    click.echo(f"wrote {out / 'manifest.jsonl'}")
+
+
+@data.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+def licences(manifest: Path) -> None:
+    """List whose work a MANIFEST holds, and under which licences."""
+    from sonorant.data.manifest import read_manifest
+
+    seconds: dict[tuple[str, str, str, str], float] = {}
+    for item in read_manifest(manifest):
+        key = (item.source, item.domain, item.licence, item.attribution)
+        seconds[key] = seconds.get(key, 0.0) + item.duration_seconds
+    for (source, domain, licence, attribution), total in sorted(seconds.items()):
+        click.echo(f"{source} ({domain}, {total / 60:.1f} min): {licence}; {attribution}")
+
+
+def _fetch_corpora(names: tuple[str, ...], cache: Path) -> list[Candidate]:
+    from tqdm import tqdm
+
+    from sonorant.data.corpora import CORPORA, find_corpus
+    from sonorant.data.packages import download_package, unpack_package
+    from sonorant.data.prepare import collect
+
+    wanted = tuple(CORPORA) if "all" in names else names
+    found = []
+    for name in tqdm(wanted, desc="fetching", unit="package", disable=not wanted):
+        corpus = find_corpus(name)
+        package = download_package(name, cache)
+        root = unpack_package(package, cache / f"{name}.unpacked", corpus.archives)
+        found += collect(root, name, corpus.selections)
+    return found
+
+
+def _parse_folder(text: str) -> Folder:
+    import msgspec
+
+    from sonorant.data.prepare import Folder
+    from sonorant.errors import ConfigError
+
+    parts = text.rsplit(":", 2)
+    if len(parts) != 3:
+        raise ConfigError(f"--folder {text!r} is not PATH:DOMAIN:LICENCE")
+    path, domain, licence = parts
+    try:
+        return msgspec.convert({"path": path, "domain": domain, "licence": licence}, Folder)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--folder {text!r}: {error}") from error
+
+
+def _read_folders(path: Path | None) -> list[Folder]:
+    import msgspec
+
+    from sonorant.data.prepare import Folder
+    from sonorant.errors import ConfigError
+
+    if path is None:
+        return []
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=list[Folder])
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a list of folders: {error}") from error
