@@ -8,18 +8,19 @@ Original EnCodec (the `.th` files of the encodec package): a plain state dict wi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sonorant.codec.encodec import (
-    Encodec,
-    EncodecConfig,
-    EncodecCore,
-)
+from sonorant.codec.encodec import ENCODEC_24KHZ, ENCODEC_48KHZ, Encodec, EncodecConfig, EncodecCore
 from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.errors import CheckpointError
+from sonorant.hub.table import ModelEntry
+from sonorant.hub.tensors import read_tensors
+
+PUBLISHED = {"encodec_24khz": ENCODEC_24KHZ, "encodec_48khz": ENCODEC_48KHZ}
 
 _CODEBOOK_NAMES = {
     "embed": "embed",
@@ -80,21 +81,37 @@ def from_original(model: EncodecCore, tensors: Mapping[str, Tensor]) -> dict[str
 
 def to_original(model: EncodecCore) -> dict[str, Tensor]:
     """A state dict in the original layout; folded weight norm is split into g and v again."""
-    unfolded = type(model)(model.config)
     own = model.state_dict()
     result = {}
-    for ours, theirs in _names(unfolded).items():
+    for ours, theirs in _names(_skeleton(model.config)).items():
         if ours in own:
-            result[theirs] = own[ours]
+            result[theirs] = own[ours].detach().clone()
             continue
-        weight = own[re.sub(r"parametrizations\.weight\.original[01]$", "weight", ours)]
-        if theirs.endswith("weight_v"):
-            result[theirs] = weight
-        else:
-            result[theirs] = torch.linalg.vector_norm(
-                weight, dim=tuple(range(1, weight.dim())), keepdim=True
-            )
-    return {name: tensor.detach().clone() for name, tensor in result.items()}
+        weight = own[re.sub(r"parametrizations\.weight\.original[01]$", "weight", ours)].detach()
+        other_dims = tuple(range(1, weight.dim()))
+        norm = torch.linalg.vector_norm(weight, dim=other_dims, keepdim=True)
+        result[theirs] = weight.clone() if theirs.endswith("weight_v") else norm
+    return result
+
+
+def load_original(
+    files: Sequence[Path], entry: ModelEntry
+) -> tuple[EncodecConfig, dict[str, Tensor]]:
+    """Config and tensors, by our names, of a published EnCodec `.th` file.
+
+    Raises: CheckpointError if the file is damaged or holds something else.
+    """
+    config = PUBLISHED[entry.name]
+    return config, from_original(_skeleton(config), read_tensors(files[0]))
+
+
+def export_original(model: EncodecCore, folder: Path) -> None:
+    """Write `MODEL.th`, a plain state dict that the encodec package loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{(model.name or model.system).split('/')[-1]}.th"
+    temporary = target.with_name(target.name + ".part")
+    torch.save(to_original(model), temporary)
+    temporary.replace(target)
 
 
 def build(config: EncodecConfig) -> EncodecCore:
@@ -102,3 +119,9 @@ def build(config: EncodecConfig) -> EncodecCore:
     if config.segment_seconds is None and not config.normalize:
         return Encodec(config)
     return SegmentedEncodec(config)
+
+
+def _skeleton(config: EncodecConfig) -> EncodecCore:
+    """The model without memory for its weights, for its names and shapes."""
+    with torch.device("meta"):
+        return build(config)

@@ -198,8 +198,12 @@ class Encodec(EncodecCore, StreamingModule):
         self.start_frames = reflected if config.seanet.pad_mode == "reflect" else 0
         self.frame_samples = self.hop_samples
 
+    @property
+    def streams(self) -> bool:
+        return self.config.seanet.causal
+
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
-        if not self.config.seanet.causal:
+        if not self.streams:
             raise ConfigError("this model looks ahead and cannot run live; use encode and decode")
         like = next(self.parameters())
         samples = self.start_frames * self.hop_samples

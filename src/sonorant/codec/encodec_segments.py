@@ -132,6 +132,10 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
             segment_frames=tuple(latent.shape[-1] for latent in latents),
         )
 
+    @property
+    def streams(self) -> bool:
+        return self.segment_samples is not None
+
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         if self.segment_samples is None:
             raise ConfigError("a model that codes the sound as one segment cannot run live")

@@ -141,7 +141,7 @@ class Codebook(nn.Module):
             state_dict[prefix + "embed_sum"] = embed.clone()
             state_dict[prefix + "usage"] = torch.ones_like(embed[:, 0])
             state_dict[prefix + "initialized"] = torch.ones_like(embed[0, :1])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class ResidualQuantizer(nn.Module):

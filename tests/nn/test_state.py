@@ -1,0 +1,78 @@
+"""The streaming contract: rows reset, masked, saved and resumed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sonorant.errors import CheckpointError, ShapeError
+from sonorant.nn.conv import ConvStyle, StreamingConv1d
+from sonorant.nn.state import State, init_state
+
+ZERO = ConvStyle(causal=True, pad_mode="zero", norm="none")
+
+
+@pytest.fixture
+def conv() -> StreamingConv1d:
+    torch.manual_seed(0)
+    return StreamingConv1d(2, 3, kernel_size=4, style=ZERO).eval()
+
+
+@torch.no_grad()
+def test_a_reset_row_is_as_new_and_the_others_go_on(conv: StreamingConv1d) -> None:
+    state = init_state(conv, batch_size=2)
+    x = torch.randn(2, 2, 5)
+    fresh = conv(x, state)
+    state.reset(torch.tensor([True, False]))
+    again = conv(x, state)
+    torch.testing.assert_close(again[0], fresh[0])
+    assert not torch.allclose(again[1], fresh[1])
+
+
+@torch.no_grad()
+def test_inactive_rows_do_not_advance(conv: StreamingConv1d) -> None:
+    state = init_state(conv, batch_size=2)
+    conv(torch.randn(2, 2, 5), state)
+    before = state[conv].past.clone()
+    state.set_active(torch.tensor([False, True]))
+    conv(torch.randn(2, 2, 5), state)
+    assert torch.equal(state[conv].past[0], before[0])
+    assert not torch.equal(state[conv].past[1], before[1])
+
+
+@torch.no_grad()
+def test_a_saved_state_resumes_bit_for_bit(conv: StreamingConv1d, tmp_path: Path) -> None:
+    state = init_state(conv)
+    conv(torch.randn(1, 2, 5), state)
+    state.save(tmp_path / "session.safetensors")
+    resumed = init_state(conv)
+    resumed.load(tmp_path / "session.safetensors")
+    x = torch.randn(1, 2, 5)
+    assert torch.equal(conv(x, state), conv(x, resumed))
+
+
+def test_a_state_of_another_model_is_refused_and_changes_nothing(
+    conv: StreamingConv1d, tmp_path: Path
+) -> None:
+    other = StreamingConv1d(3, 3, kernel_size=4, style=ZERO)
+    init_state(other).save(tmp_path / "other.safetensors")
+    state = init_state(conv)
+    state[conv].past.fill_(1)
+    with pytest.raises(CheckpointError, match="another model"):
+        state.load(tmp_path / "other.safetensors")
+    assert bool((state[conv].past == 1).all())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", b"\xff" * 64])
+def test_a_damaged_state_is_refused(conv: StreamingConv1d, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a saved state"):
+        init_state(conv).load(path)
+
+
+def test_wrong_sizes_are_refused(conv: StreamingConv1d) -> None:
+    with pytest.raises(ShapeError, match="at least one row"):
+        State(conv, 0)
+    with pytest.raises(ShapeError, match="mask of shape"):
+        init_state(conv, 2).set_active(torch.tensor([True]))
