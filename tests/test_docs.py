@@ -1,7 +1,7 @@
 """The examples in README.md and docs/ run, page by page, as a reader would type them.
 
-Blocks fenced as `python` share one namespace per page; lines of blocks fenced as `bash` run in a
-shell. Blocks that cannot run here are fenced as `py` and `sh`.
+Blocks fenced as `python` share one namespace per page, unless they begin with `# doc: not run`;
+blocks fenced as `bash` run in a shell. Commands that cannot run here are fenced as `sh`.
 """
 
 import re
@@ -24,7 +24,9 @@ def blocks(page: Path) -> list[tuple[str, str, int]]:
     text = page.read_text(encoding="utf-8")
     return [
         (match[1], match[2], text.count("\n", 0, match.start()) + 2)
-        for match in re.finditer(r"^```(python|bash)\n(.*?)^```", text, re.M | re.S)
+        for match in re.finditer(
+            r"^```(python|bash)\n(?!# doc: not run)(.*?)^```", text, re.M | re.S
+        )
     ]
 
 
