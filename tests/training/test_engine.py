@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from sonorant.errors import CheckpointError, ConfigError, SonorantError
 from sonorant.training.checkpoints import checkpoint_path, checkpoint_steps
 from sonorant.training.engine import BatchPositions, learning_rate_factor, train
 from sonorant.training.recipe import Recipe, TrainingConfig, convert_section
+from tests.training.runs import assert_equal_states, final_state, log_lines
 from tests.training.toy import toy_recipe
 
 
@@ -25,31 +25,6 @@ def run(
 ) -> bool:
     recipe = convert_section(toy_recipe(training, settings), Recipe, "toy")
     return train(recipe, folder, resume)
-
-
-def final_state(folder: Path) -> Any:
-    steps = checkpoint_steps(folder / "checkpoints")
-    return torch.load(checkpoint_path(folder / "checkpoints", steps[-1]) / "state.pt")
-
-
-def assert_equal_states(one: Any, other: Any, path: str = "state") -> None:
-    assert type(one) is type(other), path
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_equal_states(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal_states(a, b, f"{path}[{index}]")
-    else:
-        assert one == other, path
-
-
-def log_lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_training_reaches_the_line(tmp_path: Path) -> None:
@@ -92,18 +67,20 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> N
     run(tmp_path / "large", settings=settings, batch_size=4, steps=1)
     run(tmp_path / "parts", settings=settings, batch_size=2, accumulate=2, steps=1)
     large, parts = final_state(tmp_path / "large"), final_state(tmp_path / "parts")
-    for name, value in large["modules"]["model"].items():
-        torch.testing.assert_close(parts["modules"]["model"][name], value)
+    for name, value in large["state"]["modules"]["model"].items():
+        torch.testing.assert_close(parts["state"]["modules"]["model"][name], value)
 
 
 def test_exported_model_holds_the_averaged_weights(tmp_path: Path) -> None:
     run(tmp_path)
     exported = torch.load(tmp_path / "model" / "model.pt")
-    trained = final_state(tmp_path)["modules"]["model"]
+    trained = final_state(tmp_path)["state"]["modules"]["model"]
     assert not torch.equal(exported["0.weight"], trained["0.weight"])
     run(tmp_path / "plain", average_decay=None)
     exported = torch.load(tmp_path / "plain" / "model" / "model.pt")
-    assert_equal_states(dict(exported), dict(final_state(tmp_path / "plain")["modules"]["model"]))
+    assert_equal_states(
+        dict(exported), dict(final_state(tmp_path / "plain")["state"]["modules"]["model"])
+    )
 
 
 def test_half_written_checkpoint_is_ignored_and_removed(tmp_path: Path) -> None:
@@ -229,9 +206,9 @@ def test_two_processes_hold_identical_weights_and_resume_exactly(tmp_path: Path)
     launch(tmp_path / "parts", "training.steps=3")
     launch(tmp_path / "parts", "--resume")
     whole = final_state(tmp_path / "whole")
-    assert whole["processes"] == 2
+    assert whole["state"]["processes"] == 2
     assert_equal_states(whole, final_state(tmp_path / "parts"))
     # Two processes with batches of 2 see what one process sees with batches of 4.
     run(tmp_path / "one", settings={"dropout": 0.0}, batch_size=4)
-    for name, value in final_state(tmp_path / "one")["modules"]["model"].items():
-        torch.testing.assert_close(whole["modules"]["model"][name], value)
+    for name, value in final_state(tmp_path / "one")["state"]["modules"]["model"].items():
+        torch.testing.assert_close(whole["state"]["modules"]["model"][name], value)

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: folders that appear whole or not at all.
 
     checkpoints/step-00001000/state.pt        weights, averages, optimisers, position
-    checkpoints/step-00001000/random-0.pt     random state, one file per process
+    checkpoints/step-00001000/process-0.pt    random state and the like, one file per process
 
 A checkpoint is written into `step-….part` and renamed when complete, so a crash leaves at most a
 `.part` folder, which nothing reads and the next save removes.

@@ -269,9 +269,7 @@ class Engine:
             checkpoints.open_part(folder, self.step)
         self.accelerator.wait_for_everyone()
         part = folder / (checkpoints.checkpoint_path(folder, self.step).name + ".part")
-        checkpoints.write_file(
-            checkpoints.random_state(), part / f"random-{self.accelerator.process_index}.pt"
-        )
+        checkpoints.write_file(self._process_state(), part / self._process_file)
         if main:
             checkpoints.write_file(self._state(), part / "state.pt")
         self.accelerator.wait_for_everyone()
@@ -286,8 +284,15 @@ class Engine:
             "modules": _state_dicts(self.modules),
             "optimizers": _state_dicts(self.optimizers),
             "averages": _state_dicts(self.averages),
-            "task": self.task.extra_state(),
         }
+
+    def _process_state(self) -> dict[str, Any]:
+        """What may differ between processes: random states, running averages of a task."""
+        return {"random": checkpoints.random_state(), "task": self.task.extra_state()}
+
+    @property
+    def _process_file(self) -> str:
+        return f"process-{self.accelerator.process_index}.pt"
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint. Raises: CheckpointError, ConfigError if it does not fit."""
@@ -300,10 +305,10 @@ class Engine:
         _load_state_dicts(self.modules, state["modules"], path)
         _load_state_dicts(self.optimizers, state["optimizers"], path)
         _load_state_dicts(self.averages, state["averages"], path)
-        self.task.load_extra_state(state["task"])
+        process_state = checkpoints.read_file(path / self._process_file)
+        self.task.load_extra_state(process_state["task"])
+        checkpoints.restore_random_state(process_state["random"])
         self.step = state["step"]
-        name = f"random-{self.accelerator.process_index}.pt"
-        checkpoints.restore_random_state(checkpoints.read_file(path / name))
 
 
 class BatchPositions:

@@ -173,7 +173,10 @@ class Task(ABC):
         return {}
 
     def extra_state(self) -> dict[str, Any]:
-        """What else must be restored to continue exactly: tensors, numbers, strings, containers."""
+        """What else must be restored to continue exactly, kept for each process on its own.
+
+        Tensors, numbers, strings, and containers of these.
+        """
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
