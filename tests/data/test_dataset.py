@@ -70,9 +70,9 @@ def test_domains_come_by_weight(constants: list[Item]) -> None:
     config = SegmentConfig(
         sample_rate=8000, segment_seconds=0.001, gain_db=None, domain_weights=weights
     )
-    dataset = SegmentDataset(constants, config, seed=2, size=2000)
-    levels = torch.stack([dataset[index][0, 0] for index in range(2000)])
-    assert (levels == 0.1).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    dataset = SegmentDataset(constants, config, seed=2, size=800)
+    levels = torch.stack([dataset[index][0, 0] for index in range(800)])
+    assert (levels == 0.1).float().mean().item() == pytest.approx(0.75, abs=0.05)
     assert not (levels == 0.004).any()
 
 
@@ -80,36 +80,36 @@ def test_items_come_by_duration_and_offsets_reach_both_ends(tmp_path: Path) -> N
     short = make_item(tmp_path / "short.wav", np.full(500, -0.5))
     long = make_item(tmp_path / "long.wav", np.linspace(0, 0.5, 1500))
     config = SegmentConfig(sample_rate=8000, segment_seconds=0.0125, gain_db=None)
-    dataset = SegmentDataset([short, long], config, seed=3, size=2000)
-    first = torch.stack([dataset[index][0, 0] for index in range(2000)])
-    assert (first < 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    dataset = SegmentDataset([short, long], config, seed=3, size=800)
+    first = torch.stack([dataset[index][0, 0] for index in range(800)])
+    assert (first < 0).float().mean().item() == pytest.approx(0.25, abs=0.05)
     starts = first[first >= 0] / 0.5 * 1499
-    assert starts.min() < 20
-    assert 1380 < starts.max() <= 1400.5
+    assert starts.min() < 30
+    assert 1370 < starts.max() <= 1400.5
 
 
 def test_mixtures_have_the_shares_of_the_paper(constants: list[Item]) -> None:
     config = SegmentConfig(sample_rate=8000, segment_seconds=0.001, gain_db=None, mixing=Mixing())
-    dataset = SegmentDataset(constants, config, seed=4, size=3000)
-    levels = [round(dataset[index][0, 0].item(), 4) for index in range(3000)]
-    share = {level: levels.count(level) / 3000 for level in set(levels)}
-    assert share[0.02] == pytest.approx(0.32, abs=0.03)
-    assert share[0.1] + share[0.004] == pytest.approx(0.32, abs=0.03)
+    dataset = SegmentDataset(constants, config, seed=4, size=1200)
+    levels = [round(dataset[index][0, 0].item(), 4) for index in range(1200)]
+    share = {level: levels.count(level) / 1200 for level in set(levels)}
+    assert share[0.02] == pytest.approx(0.32, abs=0.05)
+    assert share[0.1] + share[0.004] == pytest.approx(0.32, abs=0.05)
     two = [a + b for a in LEVELS.values() for b in LEVELS.values()]
-    assert sum(share[round(level, 4)] for level in set(two)) == pytest.approx(0.24, abs=0.03)
+    assert sum(share[round(level, 4)] for level in set(two)) == pytest.approx(0.24, abs=0.05)
     three = {0.3, 0.204, 0.108, 0.012}
-    assert sum(share[level] for level in three) == pytest.approx(0.12, abs=0.03)
+    assert sum(share[level] for level in three) == pytest.approx(0.12, abs=0.05)
 
 
 def test_gain_is_uniform_in_decibels(tmp_path: Path) -> None:
     items = [make_item(tmp_path / "a.wav", np.full(800, 0.1))]
     config = SegmentConfig(sample_rate=8000, segment_seconds=0.001)
-    dataset = SegmentDataset(items, config, seed=5, size=2000)
-    levels = torch.stack([dataset[index][0, 0] for index in range(2000)])
+    dataset = SegmentDataset(items, config, seed=5, size=800)
+    levels = torch.stack([dataset[index][0, 0] for index in range(800)])
     gain_db = 20 * torch.log10(levels / 0.1)
     assert gain_db.min().item() == pytest.approx(-10, abs=0.1)
     assert gain_db.max().item() == pytest.approx(6, abs=0.1)
-    assert gain_db.mean().item() == pytest.approx(-2, abs=0.3)
+    assert gain_db.mean().item() == pytest.approx(-2, abs=0.5)
 
 
 def test_loud_mixtures_are_scaled_not_clipped(tmp_path: Path) -> None:

@@ -97,10 +97,9 @@ def _fetch_corpora(names: tuple[str, ...], cache: Path) -> list[Candidate]:
     from sonorant.data.packages import download_package, unpack_package
     from sonorant.data.prepare import collect
 
-    wanted = tuple(CORPORA) if "all" in names else names
+    wanted = CORPORA if "all" in names else {name: find_corpus(name) for name in names}
     found = []
-    for name in tqdm(wanted, desc="fetching", unit="package", disable=not wanted):
-        corpus = find_corpus(name)
+    for name, corpus in tqdm(wanted.items(), "fetching", unit="package", disable=not wanted):
         package = download_package(name, cache)
         root = unpack_package(package, cache / f"{name}.unpacked", corpus.archives)
         found += collect(root, name, corpus.selections)

@@ -240,6 +240,18 @@ CORPORA: dict[str, Corpus] = {
             ),
         ),
     ),
+    "sonic-pi-samples": Corpus(
+        about="drum, bass, guitar, tabla and electronic one-shots and loops",
+        selections=(
+            _songs(
+                r"sonic-pi/samples/.*\.flac$",
+                "CC0-1.0 or MIT by file (see the package's copyright file)",
+                "freesound.org authors, collected by Sam Aaron and the Sonic Pi contributors",
+                test=("loop_amen_full", "loop_amen"),
+                valid=("loop_garzul",),
+            ),
+        ),
+    ),
     "hyperrogue-music": Corpus(
         about="atmospheric music and effects",
         selections=(

@@ -20,16 +20,13 @@ def download_package(name: str, cache: Path) -> Path:
     present = _newest(name, cache)
     if present is None:
         cache.mkdir(parents=True, exist_ok=True)
-        _run(["apt-get", "--quiet", "download", name], cache, f"cannot download the package {name}")
+        command = ["apt-get", "--quiet", "download", name]
+        _run(command, cache, f"cannot download the package {name}", SonorantError)
         present = _newest(name, cache)
         if present is None:
             raise SonorantError(f"apt-get reported no error but left no {name}_*.deb in {cache}")
-    try:
-        _run(["dpkg-deb", "--info", str(present)], cache, f"{present} is not a Debian package")
-    except DependencyError:
-        raise
-    except SonorantError as error:
-        raise FormatError(f"{error}: delete it and fetch again") from error
+    command = ["dpkg-deb", "--info", str(present)]
+    _run(command, cache, f"{present} is not a Debian package: delete it", FormatError)
     return present
 
 
@@ -44,7 +41,7 @@ def unpack_package(package: Path, folder: Path, archives: Sequence[str] = ()) ->
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     command = ["dpkg-deb", "--extract", str(package), str(unfinished)]
-    _run(command, package.parent, f"cannot unpack {package}")
+    _run(command, package.parent, f"cannot unpack {package}: delete it", FormatError)
     for pattern in archives:
         for archive in sorted(unfinished.glob(pattern)):
             try:
@@ -61,7 +58,8 @@ def _newest(name: str, cache: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _run(command: list[str], folder: Path, failure: str) -> None:
+def _run(command: list[str], folder: Path, failure: str, kind: type[SonorantError]) -> None:
+    """Run a command of the package tools; raise `kind` with its last line of complaint."""
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -71,4 +69,4 @@ def _run(command: list[str], folder: Path, failure: str) -> None:
         ) from error
     if result.returncode != 0:
         reason = (result.stderr.strip() or result.stdout.strip() or "no reason given").splitlines()
-        raise SonorantError(f"{failure}: {reason[-1]}")
+        raise kind(f"{failure} ({reason[-1]})")

@@ -8,16 +8,24 @@ Running it again converts only what is missing.
 from __future__ import annotations
 
 import collections
+import math
+import multiprocessing
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
+import soundfile  # type: ignore[import-untyped]
+import soxr  # type: ignore[import-untyped]
 
 from sonorant.data.corpora import Selection
 from sonorant.data.manifest import DOMAINS, SPLITS, Domain, Item, Split
 from sonorant.errors import AudioError, ConfigError
+
+Samples = npt.NDArray[np.float32]
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 BLOCK_SECONDS = 10.0  # memory stays flat for files of any length
@@ -105,8 +113,10 @@ def collect(root: Path, source: str, selections: Iterable[Selection]) -> list[Ca
     selections = tuple(selections)
     candidates = []
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in AUDIO_SUFFIXES or path.is_symlink() or not path.is_file():
+        if path.suffix.lower() not in AUDIO_SUFFIXES or not path.is_file():
             continue
+        if path.is_symlink() and path.resolve().is_relative_to(root.resolve()):
+            continue  # another name of a file that is found anyway
         original = path.relative_to(root).as_posix()
         for selection in selections:
             group = selection.group_of(original)
@@ -142,9 +152,9 @@ def prepare(
     if workers <= 1:
         yield from (prepare_one(candidate, out, limits) for candidate in candidates)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         count = len(candidates)
-        yield from pool.map(prepare_one, candidates, [out] * count, [limits] * count, chunksize=8)
+        yield from pool.map(prepare_one, candidates, [out] * count, [limits] * count, chunksize=1)
 
 
 def report_of(results: Iterable[Item | str]) -> Report:
@@ -160,15 +170,13 @@ def report_of(results: Iterable[Item | str]) -> Report:
 
 
 def prepare_one(candidate: Candidate, out: Path, limits: Limits) -> Item | str:
-    """Convert one file unless it has been; its item, or the reason why it cannot be used."""
-    import soundfile  # type: ignore[import-untyped]
+    """Convert one file unless it has been; its item, or the reason why it cannot be used.
 
+    Raises: AudioError if the converted file cannot be written.
+    """
     target = out / "audio" / candidate.source / (candidate.original + ".flac")
-    if not target.exists():
-        try:
-            reason = _convert(candidate.path, target, limits)
-        except soundfile.LibsndfileError:
-            reason = "unreadable"
+    if not (target.exists() and soundfile.info(str(target)).samplerate == limits.sample_rate):
+        reason = _convert(candidate.path, target, limits)
         if reason:
             return reason
     info = soundfile.info(str(target))
@@ -189,38 +197,58 @@ def prepare_one(candidate: Candidate, out: Path, limits: Limits) -> Item | str:
 
 def _convert(path: Path, target: Path, limits: Limits) -> str:
     """Write `path` as mono FLAC at the wanted rate, block by block; or the reason why not."""
-    import numpy as np
-    import soundfile
-    import soxr  # type: ignore[import-untyped]
-
-    with soundfile.SoundFile(str(path)) as source:
-        if source.samplerate < limits.minimum_rate:
-            return f"recorded below {limits.minimum_rate} Hz"
-        if source.frames < limits.minimum_seconds * source.samplerate:
-            return f"shorter than {limits.minimum_seconds} s"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".part")
-        resampler = soxr.ResampleStream(
-            source.samplerate, limits.sample_rate, 1, dtype="float32", quality="HQ"
-        )
-        block_frames = int(BLOCK_SECONDS * source.samplerate)
-        peak = 0.0
-        with soundfile.SoundFile(
-            str(unfinished), "w", limits.sample_rate, 1, "PCM_16", format="FLAC"
-        ) as sink:
-            while True:
-                block = source.read(block_frames, dtype="float32", always_2d=True)
-                last = len(block) < block_frames
-                mono = resampler.resample_chunk(block.mean(axis=1), last=last)
-                if not np.isfinite(mono).all():
-                    unfinished.unlink()
-                    return "not finite"
-                peak = max(peak, float(np.abs(mono).max(initial=0.0)))
-                sink.write(np.clip(mono, -1.0, 1.0))
-                if last:
-                    break
-    if peak < SILENT_PEAK:
+    unfinished = target.with_name(target.name + ".part")
+    try:
+        with soundfile.SoundFile(str(path)) as source:
+            if source.samplerate < limits.minimum_rate:
+                return f"recorded below {limits.minimum_rate} Hz"
+            if source.frames < limits.minimum_seconds * source.samplerate:
+                return f"shorter than {limits.minimum_seconds} s"
+            peak = _write_flac(_resampled_blocks(source, limits), unfinished, limits.sample_rate)
+    except (soundfile.LibsndfileError, OSError):
+        unfinished.unlink(missing_ok=True)
+        return "unreadable"
+    if not SILENT_PEAK <= peak < math.inf:
         unfinished.unlink()
-        return "silent"
+        return "silent" if peak < SILENT_PEAK else "not finite"
     unfinished.replace(target)
     return ""
+
+
+def _resampled_blocks(source: soundfile.SoundFile, limits: Limits) -> Iterator[Samples]:
+    """The mean of the channels at the wanted rate."""
+    resampler = soxr.ResampleStream(
+        source.samplerate, limits.sample_rate, 1, dtype="float32", quality="HQ"
+    )
+    block_frames = int(BLOCK_SECONDS * source.samplerate)
+    last = False
+    while not last:
+        block = source.read(block_frames, dtype="float32", always_2d=True)
+        last = len(block) < block_frames
+        yield resampler.resample_chunk(block.mean(axis=1), last=last)
+
+
+def _write_flac(blocks: Iterable[Samples], path: Path, sample_rate: int) -> float:
+    """Write blocks of samples as 16-bit mono FLAC; their peak, infinite if a sample is not finite.
+
+    Raises: AudioError if the file cannot be written (the disk is full).
+    """
+    peak, written = 0.0, 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sink = soundfile.SoundFile(str(path), "w", sample_rate, 1, "PCM_16", format="FLAC")
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"cannot write {path}: {error}") from error
+    with sink:
+        for block in blocks:
+            peak = max(peak, float(np.nan_to_num(np.abs(block), nan=np.inf).max(initial=0.0)))
+            if math.isinf(peak):
+                break
+            try:
+                sink.write(np.clip(block, -1.0, 1.0))
+            except (soundfile.LibsndfileError, AssertionError) as error:  # a short write asserts
+                raise AudioError(f"cannot write {path}: {error or 'is the disk full?'}") from error
+            written += len(block)
+    if math.isfinite(peak) and soundfile.info(str(path)).frames != written:
+        raise AudioError(f"cannot write all of {path}: is the disk full?")
+    return peak
