@@ -96,7 +96,8 @@ class MSSTFTDiscriminator(nn.Module):
                 f"this discriminator takes [batch, {self.config.in_channels}, time], "
                 f"got {list(x.shape)}"
             )
-        x = x.reshape(-1, self.config.in_channels, x.shape[-1])
+        images = x.shape[0] * x.shape[1] // self.config.in_channels
+        x = x.reshape(images, self.config.in_channels, x.shape[-1])
         logits, features = zip(*(scale(x) for scale in self.scales), strict=True)
         return list(logits), list(features)
 

@@ -102,8 +102,8 @@ class MultiScaleMelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     mel: MelConfig = MelConfig()
 
     def __post_init__(self) -> None:
-        if not self.exponents or min(self.exponents) < 2:
-            raise ConfigError(f"exponents must be at least 2, got {list(self.exponents)}")
+        if not self.exponents or min(self.exponents) < 3:
+            raise ConfigError(f"exponents must be at least 3, got {list(self.exponents)}")
 
 
 ENCODEC_PAPER_MEL = MultiScaleMelConfig(exponents=(5, 6, 7, 8, 9, 10, 11))
