@@ -1,0 +1,237 @@
+"""Files through the codec: exact lengths, the offline tokens, no partial output."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from sonorant.audio import Audio, info, read, write
+from sonorant.codec.container import ContainerReader
+from sonorant.codec.encodec import EncodecConfig
+from sonorant.codec.encodec_segments import SegmentedEncodec
+from sonorant.codec.encoded import Encoded
+from sonorant.codec.files import (
+    STEP_FRAMES,
+    Codec,
+    compress_file,
+    decompress_file,
+    fingerprint,
+    load_codec,
+)
+from sonorant.errors import AudioError, CheckpointError, ConfigError, FormatError
+from sonorant.nn.seanet import SEANetConfig
+from tests.codec.test_encodec import BANDWIDTHS, HOP, QUANTIZER, RATE, random_model, tiny
+
+SECOND = STEP_FRAMES * HOP  # one step of the tiny models, in samples
+
+
+def segmented(normalize: bool = True, overlap: float = 0.1) -> SegmentedEncodec:
+    """A stereo model on segments, wide enough that its norm can take a single sample."""
+    seanet = SEANetConfig(2, 8, 4, ratios=(4, 2), causal=False, norm="time_group_norm")
+    config = EncodecConfig(RATE, BANDWIDTHS, seanet, QUANTIZER, 0.25, overlap, normalize)
+    model = random_model(config)
+    assert isinstance(model, SegmentedEncodec)
+    return model
+
+
+MODELS: dict[str, Callable[[], Codec]] = {
+    "causal": tiny,
+    "segments": segmented,
+    "plain_segments": lambda: segmented(normalize=False, overlap=0.0),
+}
+
+
+def sound_file(path: Path, samples: int, rate: int = RATE, channels: int = 1) -> Path:
+    generator = torch.Generator().manual_seed(samples)
+    sound = 0.1 * torch.randn(channels, samples, generator=generator)
+    write(path, Audio(sound.clamp(-0.9, 0.9), rate))
+    return path
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("samples", [1, HOP, SECOND - 1, SECOND, 2 * SECOND, 2 * SECOND + 77])
+def test_tokens_and_sound_are_those_of_the_whole(tmp_path: Path, name: str, samples: int) -> None:
+    model = MODELS[name]()
+    source = sound_file(tmp_path / "in.wav", samples, RATE, model.channels)
+    compress_file(source, tmp_path / "a.snr", model, 0.8)
+    whole = model.encode(read(source), 0.8)
+    blocks = list(ContainerReader(tmp_path / "a.snr").blocks())
+    assert torch.equal(torch.cat([block.tokens for block in blocks], dim=-1), whole.tokens)
+    decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+    back, expected = read(tmp_path / "out.wav"), model.decode(whole)
+    assert back.samples.shape == read(source).samples.shape
+    torch.testing.assert_close(
+        back.samples, expected.samples.clamp(-0.99, 0.99), rtol=0, atol=1.1 / 32768
+    )
+
+
+@pytest.mark.parametrize("rate", [RATE, 441, 16000, 44100, 384000])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("samples", [1, 1001])
+def test_rate_length_and_channels_come_back_exactly(
+    tmp_path: Path, rate: int, channels: int, samples: int
+) -> None:
+    for model in (tiny(), segmented()):
+        source = sound_file(tmp_path / "in.wav", samples, rate, channels)
+        compress_file(source, tmp_path / "a.snr", model)
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+        assert info(tmp_path / "out.wav") == info(source)
+
+
+def test_header_says_what_was_compressed(tmp_path: Path) -> None:
+    model = tiny()
+    model.name = "tests/tiny"
+    source = sound_file(tmp_path / "in.wav", 1001, 44100, channels=2)
+    compress_file(source, tmp_path / "a.snr", model, bandwidth_kbps=0.8)
+    reader = ContainerReader(tmp_path / "a.snr")
+    header = reader.header
+    assert (header.model, header.fingerprint) == ("tests/tiny", fingerprint(model))
+    assert (header.source_sample_rate, header.source_channels) == (44100, 2)
+    assert (header.sample_rate, header.channels, header.codebooks) == (RATE, 1, 2)
+    assert reader.totals.source_samples == 1001
+    assert reader.totals.samples == round(1001 * RATE / 44100)
+
+
+def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
+    model, told = tiny(), []
+    source = sound_file(tmp_path / "in.wav", 3 * SECOND + 1, RATE)
+    total = (3 * SECOND + 1) / RATE
+    compress_file(source, tmp_path / "a.snr", model, progress=lambda *seconds: told.append(seconds))
+    assert told == [(k * SECOND / RATE, total) for k in (1, 2, 3)] + [(total, total)]
+    told.clear()
+    decompress_file(
+        tmp_path / "a.snr", tmp_path / "b.wav", model, lambda *seconds: told.append(seconds)
+    )
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+
+
+def test_a_name_in_the_table_finds_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny()
+    model.save_pretrained(tmp_path / "model")
+    source = sound_file(tmp_path / "in.wav", 500)
+    monkeypatch.chdir(tmp_path)
+    unnamed, named = tmp_path / "unnamed.snr", tmp_path / "named.snr"
+    compress_file(source, unnamed, model)
+    model.name = "model"  # a folder here, but not in the table
+    compress_file(source, named, model)
+    for path, reason in ((unnamed, "an unnamed model"), (named, "not in the table")):
+        with pytest.raises(CheckpointError, match=reason):
+            decompress_file(path, tmp_path / "out.wav")
+    decompress_file(named, tmp_path / "out.wav", load_codec(tmp_path / "model"))
+    assert info(tmp_path / "out.wav") == info(source)
+
+
+def test_fingerprint_is_of_the_weights_that_matter(tmp_path: Path) -> None:
+    model = tiny()
+    first = fingerprint(model)
+    model.save_pretrained(tmp_path / "model")
+    assert fingerprint(load_codec(tmp_path / "model")) == first
+    model.quantizer.layers[0].usage.add_(1)
+    assert fingerprint(model) == first
+    model.quantizer.layers[0].embed[0, 0] += 1
+    assert fingerprint(model) != first
+    assert fingerprint(tiny(pad_mode="zero")) != first
+
+
+def test_a_container_of_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    model, other = tiny(), tiny()
+    other.decoder.load_state_dict(
+        {name: tensor + 0.01 for name, tensor in other.decoder.state_dict().items()}
+    )
+    model.name = other.name = "tests/tiny"
+    compress_file(sound_file(tmp_path / "in.wav", 500), tmp_path / "a.snr", model)
+    with pytest.raises(FormatError, match="was made by the model tests/tiny"):
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", other)
+    assert sorted(os.listdir(tmp_path)) == ["a.snr", "in.wav"]
+
+
+def test_a_container_that_lies_about_its_model_is_refused(tmp_path: Path) -> None:
+    from sonorant.codec.container import ContainerWriter
+    from sonorant.codec.files import _header_of
+
+    model = tiny()
+    header = _header_of(info(sound_file(tmp_path / "in.wav", 8)), model, codebooks=5)
+    with ContainerWriter(tmp_path / "a.snr", header) as writer:
+        writer.write(Encoded(torch.zeros(1, 5, 1, dtype=torch.long), 8))
+        writer.finish(8)
+    with pytest.raises(FormatError, match="does not describe its model"):
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_container_that_promises_more_sound_than_it_holds_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    from sonorant.codec.container import ContainerWriter
+    from sonorant.codec.files import _header_of
+
+    model = MODELS[name]()
+    source = sound_file(tmp_path / "in.wav", 100, RATE, model.channels)
+    encoded = model.encode(read(source))
+    header = _header_of(info(source), model, encoded.codebooks)
+    with ContainerWriter(tmp_path / "a.snr", header) as writer:
+        writer.write(Encoded(encoded.tokens, 10**9, encoded.scales, encoded.segment_frames))
+        writer.finish(10**9)
+    with pytest.raises(FormatError, match="104 samples of sound, but promises 1000000000"):
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_eight_channels_are_refused_or_mixed_down(tmp_path: Path) -> None:
+    source = sound_file(tmp_path / "in.wav", 1000, RATE, channels=8)
+    for model in (tiny(), segmented()):
+        with pytest.raises(AudioError, match="8 channels"):
+            compress_file(source, tmp_path / "a.snr", model)
+        assert os.listdir(tmp_path) == ["in.wav"]
+        compress_file(source, tmp_path / "a.snr", model, mix_down=True)
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+        mixed = Audio(read(source).samples.mean(dim=0, keepdim=True), RATE)
+        expected = model.decode(model.encode(mixed)).samples.mean(dim=0, keepdim=True)
+        torch.testing.assert_close(
+            read(tmp_path / "out.wav").samples, expected, rtol=0, atol=1.1 / 32768
+        )
+        for name in ("a.snr", "out.wav"):
+            (tmp_path / name).unlink()
+
+
+def test_an_unknown_bandwidth_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no bandwidth of 5 kb/s"):
+        compress_file(sound_file(tmp_path / "in.wav", 100), tmp_path / "a.snr", tiny(), 5)
+    assert os.listdir(tmp_path) == ["in.wav"]
+
+
+def test_sound_that_turns_bad_late_leaves_nothing(tmp_path: Path) -> None:
+    samples = np.zeros(3 * SECOND + 20_000, np.float32)
+    samples[-1] = np.nan
+    soundfile.write(tmp_path / "in.wav", samples, RATE, "FLOAT")
+    with pytest.raises(AudioError, match=f"nan at sample {len(samples) - 1}"):
+        compress_file(tmp_path / "in.wav", tmp_path / "a.snr", tiny())
+    assert os.listdir(tmp_path) == ["in.wav"]
+
+
+def test_what_stood_there_survives_an_error(tmp_path: Path) -> None:
+    model = tiny()
+    compress_file(sound_file(tmp_path / "in.wav", 500), tmp_path / "a.snr", model)
+    packed = (tmp_path / "a.snr").read_bytes()
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    with pytest.raises(AudioError):
+        compress_file(tmp_path / "bad.wav", tmp_path / "a.snr", model)
+    assert (tmp_path / "a.snr").read_bytes() == packed
+    (tmp_path / "out.wav").write_text("mine")
+    (tmp_path / "a.snr").write_bytes(packed[:-1])
+    with pytest.raises(FormatError):
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+    assert (tmp_path / "out.wav").read_text() == "mine"
+
+
+def test_a_model_that_looks_ahead_without_segments_is_refused(tmp_path: Path) -> None:
+    model = tiny(causal=False)
+    with pytest.raises(ConfigError, match="looks ahead"):
+        compress_file(sound_file(tmp_path / "in.wav", 100), tmp_path / "a.snr", model)
