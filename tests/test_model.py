@@ -216,6 +216,29 @@ def test_info_counts_numbers_bytes_and_the_memory_of_a_session(toy: Toy) -> None
     assert (info.system, info.name) == ("toy", None)
 
 
+def test_optimizing_packs_linear_layers_and_reports_the_error(sound: Tensor) -> None:
+    class Wide(Toy):
+        def __init__(self, config: ToyConfig) -> None:
+            super().__init__(config)
+            self.head = nn.Linear(18, 8)
+
+        def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+            return self.head(super().forward(x))
+
+    model = Wide(ToyConfig()).eval()
+    before = model(sound)
+    report = model.optimize("fp16")
+    assert set(report.layers) == {"head"}
+    assert 0 < report.total < 1e-3
+    assert not torch.equal(model(sound), before)
+    torch.testing.assert_close(model(sound), before, rtol=0, atol=0.01)
+
+
+def test_optimizing_a_model_without_linear_layers_is_refused(toy: Toy) -> None:
+    with pytest.raises(ConfigError, match="Toy has no linear layers to pack"):
+        toy.optimize("fp16")
+
+
 def test_export_without_a_layout_says_so(tmp_path: Path) -> None:
     class Bare(Toy):
         system = "encodec"

@@ -27,6 +27,7 @@ from sonorant.hub.checkpoint import (
 )
 from sonorant.hub.keys import misfits, summary
 from sonorant.hub.table import known, resolve
+from sonorant.nn.linear import PackReport, pack_linears
 from sonorant.nn.state import State, init_state
 
 
@@ -70,6 +71,7 @@ class Model(nn.Module):
         """Size in numbers and bytes, and the memory of one live session.
 
         Parameters are all stored numbers, codebooks included.
+        Raises: CheckpointError once the model is packed by `optimize`; ask before.
         """
         tensors = list(self.state_dict().values())
         state_bytes = None
@@ -83,15 +85,13 @@ class Model(nn.Module):
             state_bytes=state_bytes,
         )
 
-    def optimize(self, mode: str) -> Self:
+    def optimize(self, mode: str) -> PackReport:
         """Pack the linear layers for faster decoding on CPU: "fp16" or "int8". Changes this model.
 
-        Raises: ConfigError for an unknown mode.
+        Returns the measured error against fp32. A packed model neither trains nor is saved.
+        Raises: ConfigError for an unknown mode, or a model without linear layers on the CPU.
         """
-        from sonorant.nn.linear import pack_linears
-
-        pack_linears(self, mode)
-        return self
+        return pack_linears(self, mode)
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """What `save_pretrained` stores: the state dict with weight norm folded."""
