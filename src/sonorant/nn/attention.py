@@ -68,14 +68,14 @@ class LiveSteps:
     """The next few steps of every row, and what they see of the rings.
 
     view: where they stand in the rings.
-    starts: bool [batch, 1, 1, 1], the rows at the start of their stream.
+    starts: bool [batch, 1, 1, 1], the rows at the start of their stream; None if there is none.
     memory_bias: [batch, 1, 1, memory_steps], 0 where rows see a step of the condition, else -inf.
     """
 
     state: State
     rotation: Rotation | None
     view: RingView
-    starts: Tensor
+    starts: Tensor | None
     memory_bias: Tensor | None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -121,13 +121,15 @@ class SelfAttention(StreamingModule):
         return {"keys": self.like.new_zeros(shape), "values": self.like.new_zeros(shape)}
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
-        q, k, v = self.project(x, steps.rotation)
+        q, k, v = self.split_heads(self.in_proj(x), steps.rotation)
         k, v = self.recall(k, v, steps)
         return self.out_proj(steps.attend(q, k, v).transpose(1, 2).flatten(2))
 
-    def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [batch, heads, steps, head_dim]."""
-        heads = self.in_proj(x).unflatten(-1, (-1, self.head_dim))
+    def split_heads(
+        self, projected: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [batch, heads, steps, head_dim] of what `in_proj` gives."""
+        heads = projected.unflatten(-1, (-1, self.head_dim))
         turning, values = heads.split([self.heads + self.key_value_heads, self.key_value_heads], 2)
         if rotation is not None:
             turning = rotation.turn(turning)

@@ -267,7 +267,7 @@ class Transformer(StreamingModule):
             state=state,
             rotation=self.positions.rotation(positions),
             view=ring.view(ring_positions, state.active, x.dtype),
-            starts=(slot.position == 0)[:, None, None, None],
+            starts=_starts(slot.position),
             memory_bias=self._memory_bias(state, x.dtype),
         )
         y = self._run(self.positions.add(x, positions), steps)
@@ -286,3 +286,14 @@ class Transformer(StreamingModule):
         length = state[self].memory_length
         steps = torch.arange(slots_in_use(length, self.config.memory_steps), device=length.device)
         return as_bias(steps < length.clamp(min=1)[:, None], dtype)[:, None, None]
+
+
+def _starts(position: Tensor) -> Tensor | None:
+    """Rows at the start of their stream, as [batch, 1, 1, 1].
+
+    None if there is none, where asking costs nothing (on CPU).
+    """
+    starts = position == 0
+    if position.device.type == "cpu" and not torch.compiler.is_compiling() and not starts.any():
+        return None
+    return starts[:, None, None, None]
