@@ -87,8 +87,7 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
             return pieces[0]
         weight = triangle(pieces[0].shape[-1], like=pieces[0])
         batch, channels, _ = pieces[0].shape
-        total = self.stride_samples * (len(pieces) - 1) + pieces[-1].shape[-1]
-        total = max(total, pieces[0].shape[-1])
+        total = max(i * self.stride_samples + piece.shape[-1] for i, piece in enumerate(pieces))
         joined = pieces[0].new_zeros(batch, channels, total)
         weights = weight.new_zeros(total)
         for index, piece in enumerate(pieces):

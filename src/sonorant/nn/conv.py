@@ -153,7 +153,8 @@ class StreamingConv1d(StreamingModule):
         slot = state[self]
         past = slot.past.transpose(dim, 2)
         if mode != "zero":
-            if not state.low_latency and length > self.padding:
+            long_enough = mode == "replicate" or length > self.padding
+            if not state.low_latency and long_enough:
                 start = _start(x, self.padding, mode, dim)
                 past = torch.where(slot.started[..., None], past, start)
             state.update(slot.started, torch.ones_like(slot.started))
