@@ -19,8 +19,8 @@ def mel_frequencies(count: int, f_min: float, f_max: float) -> Tensor:
     >>> mel_frequencies(3, 0.0, 8000.0).round().tolist()
     [0.0, 1768.0, 8000.0]
     """
-    mels = torch.linspace(_hz_to_mel(f_min), _hz_to_mel(f_max), count)
-    return 700 * (10 ** (mels / 2595) - 1)
+    low, high = 2595 * torch.log10(1 + torch.tensor([f_min, f_max], dtype=torch.float32) / 700)
+    return _equally_spaced(float(low), float(high), count)
 
 
 @lru_cache(maxsize=64)
@@ -40,7 +40,10 @@ def mel_filterbank(
     """
     highest = sample_rate / 2 if f_max is None else f_max
     with torch.inference_mode(False):  # so that the cached filters can be used in training
-        points = mel_frequencies(n_mels + 2, f_min, highest)
+        # The published filterbank takes its ends in float64, the published bands (see
+        # `mel_frequencies`) in float32: 2e-3 Hz at 8 kHz, which long filters amplify.
+        low, high = (2595 * math.log10(1 + hz / 700) for hz in (f_min, highest))
+        points = _equally_spaced(low, high, n_mels + 2)
         bins = torch.linspace(0, sample_rate // 2, n_freqs)
         widths = points.diff()
         distances = points[None, :] - bins[:, None]
@@ -75,5 +78,6 @@ def mel_spectrogram(
     return filters.T @ energy
 
 
-def _hz_to_mel(frequency_hz: float) -> float:
-    return 2595 * math.log10(1 + frequency_hz / 700)
+def _equally_spaced(low_mel: float, high_mel: float, count: int) -> Tensor:
+    mels = torch.linspace(low_mel, high_mel, count)
+    return 700 * (10 ** (mels / 2595) - 1)

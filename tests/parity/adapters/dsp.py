@@ -1,13 +1,66 @@
-"""Resampling, filters, mel and loudness."""
+"""Resampling, filters, convolution, mel and loudness."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sonorant.dsp.mel import mel_filterbank, mel_spectrogram
+from sonorant.dsp.fft_convolution import fft_conv1d, unfold, volume
+from sonorant.dsp.filters import bandpass, highpass, lowpass, lowpass_bank, split_bands
+from sonorant.dsp.mel import mel_filterbank, mel_frequencies, mel_spectrogram
+from sonorant.dsp.resample import resample, resampling_kernel
 from sonorant.dsp.stft import stft
 from tests.parity.runner import Adapter, Case
+
+# A function of the case's config -> ours, and its arguments, in order, by their names there.
+FUNCTIONS: dict[str, tuple[Any, dict[str, str]]] = {
+    "resample_frac": (resample, {"old": "old_rate", "new": "new_rate"}),
+    "lowpass": (lowpass, {}),
+    "lowpass bank": (lowpass_bank, {}),
+    "highpass": (highpass, {}),
+    "bandpass": (bandpass, {}),
+    "split_bands": (split_bands, {}),
+    "fft_conv1d": (fft_conv1d, {}),
+    "unfold": (unfold, {}),
+    "volume": (volume, {}),
+}
+
+
+def julius(case: Case) -> dict[str, Tensor]:
+    outputs = {}
+    for name, arguments in case.config["cases"].items():
+        arguments = dict(arguments)
+        function = arguments.pop("fn")
+        if function.startswith("resampling kernel"):
+            kernel = resampling_kernel(arguments.pop("old"), arguments.pop("new"), **arguments)
+            outputs[name] = kernel[:, None]
+        elif function == "mel_frequencies":
+            outputs[name] = mel_frequencies(
+                arguments["n_mels"], arguments["fmin"], arguments["fmax"]
+            )
+        else:
+            ours, renamed = FUNCTIONS[function]
+            x = _input(case, arguments.pop("input"))
+            for tensor in ("weight", "bias"):
+                if tensor in arguments:
+                    arguments[tensor] = case.input(arguments[tensor])
+            outputs[name] = ours(x, **{renamed.get(key, key): arguments[key] for key in arguments})
+    return outputs
+
+
+def _input(case: Case, text: str) -> Tensor:
+    """A recorded tensor, or a part of one, written as `x[:1, :1, :733]`."""
+    match = re.fullmatch(r"(\w+)(?:\[([\d:, ]+)\])?", text)
+    assert match, text
+    x = case.input(match[1])
+    parts = []
+    for part in (match[2] or "").split(","):
+        bounds = [int(bound) if bound.strip() else None for bound in part.split(":")]
+        parts.append(slice(*bounds) if ":" in part else bounds[0])
+    return x[tuple(parts)] if match[2] else x
 
 
 def mel_loudness(case: Case) -> dict[str, Tensor]:
@@ -23,4 +76,4 @@ def mel_loudness(case: Case) -> dict[str, Tensor]:
     }
 
 
-ADAPTERS: dict[str, Adapter] = {"dsp_mel_loudness": mel_loudness}
+ADAPTERS: dict[str, Adapter] = {"dsp_julius": julius, "dsp_mel_loudness": mel_loudness}
