@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonorant.dsp.fft_convolution import fft_conv1d, unfold, volume
 from sonorant.dsp.filters import bandpass, highpass, lowpass, lowpass_bank, split_bands
+from sonorant.dsp.loudness import biquad, loudness, published_filters
 from sonorant.dsp.mel import mel_filterbank, mel_frequencies, mel_spectrogram
 from sonorant.dsp.resample import resample, resampling_kernel
 from sonorant.dsp.stft import stft
@@ -70,10 +71,29 @@ def mel_loudness(case: Case) -> dict[str, Tensor]:
     standard = (x[0, 0] - x[0, 0].mean()) / (x[0, 0].std() + 1e-8)
     spectrum = stft(standard, config["n_fft"], config["hop"], normalized=True)
     energy = mel_spectrogram(spectrum, rate, mels, *f_range)
-    return {
+    shelf, highpass_filter = published_filters(rate)
+    shelved = biquad(x, shelf, clamp=True)
+    outputs = {
         "brain_mel_fb": mel_filterbank(config["n_fft"] // 2 + 1, mels, rate, *f_range),
         "brain_logmel": torch.log10(energy + config["log_floor"]),
+        "kweight_shelf": shelved,
+        "kweight": biquad(shelved, highpass_filter, clamp=True),
     }
+    for name in case.names(r"kweight_shelf_([\d.]+)x_clamped"):
+        outputs[name[0]] = biquad(x * float(name[1]), shelf, clamp=True)
+    for name, described in config["loudness_inputs"].items():
+        outputs[name] = loudness(_loudness_input(x, described), rate)
+    return outputs
+
+
+def _loudness_input(x: Tensor, described: str) -> Tensor:
+    """`x`, `0.001 * x`, or `concat(x[:1], 0.5 * x[1:]) on channels`."""
+    concat = re.fullmatch(r"concat\((.*), (.*)\) on channels", described)
+    if concat:
+        return torch.cat([_loudness_input(x, part) for part in concat.groups()], dim=1)
+    gain, part = re.fullmatch(r"(?:([\d.e-]+) \* )?x(?:\[(\d*:\d*)\])?", described).groups()
+    bounds = [int(bound) if bound else None for bound in (part or ":").split(":")]
+    return x[slice(*bounds)] * float(gain or 1)
 
 
 ADAPTERS: dict[str, Adapter] = {"dsp_julius": julius, "dsp_mel_loudness": mel_loudness}
