@@ -278,3 +278,15 @@ def test_a_long_input_needs_no_square_of_memory() -> None:
     config = msgspec.structs.replace(SMALL, width=4, heads=1, layers=1, hidden=4, context=50)
     with torch.no_grad():
         assert Transformer(config)(torch.randn(1, 100_000, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_live_step_never_asks_the_device_for_a_number(kind: str) -> None:
+    """On the meta device there are none to be had, and shapes are all that may decide."""
+    with torch.device("meta"):
+        transformer = Transformer(KINDS[kind])
+        state = init_state(transformer, 2)
+        state.set_active(torch.ones(2, dtype=torch.bool))
+        if transformer.config.memory_steps:
+            transformer.remember(torch.empty(2, 3, SMALL.width), state)
+        assert transformer(torch.empty(2, 4, SMALL.width), state).shape == (2, 4, SMALL.width)

@@ -129,7 +129,7 @@ class SelfAttention(StreamingModule):
         self, projected: Tensor, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [batch, heads, steps, head_dim] of what `in_proj` gives."""
-        heads = projected.unflatten(-1, (-1, self.head_dim))
+        heads = projected.view(*projected.shape[:2], -1, self.head_dim)
         turning, values = heads.split([self.heads + self.key_value_heads, self.key_value_heads], 2)
         if rotation is not None:
             turning = rotation.turn(turning)

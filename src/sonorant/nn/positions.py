@@ -40,7 +40,7 @@ class Rotation:
         Computed in fp32, returned in the precision of x.
         """
         wide = x.float()
-        swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        swapped = wide.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
         return torch.addcmul(wide * self.cosines, swapped, self.sines).to(x.dtype)
 
 
