@@ -1,5 +1,6 @@
 """From a name or path to a system, a config and tensors."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ def test_folder_and_either_of_its_files_lead_to_the_model(folder: Path, inside: 
         found = open_checkpoint(path)
         assert (found.system, found.name, found.config) == ("toy", "some/toy", {"size": 3})
         assert torch.equal(found.tensors["weight"], TENSORS["weight"])
+
+
+def test_both_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_checkpoint(tmp_path / "toy", SAVED, TENSORS)
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "toy").iterdir()]
+    assert modes == [0o640, 0o640]
 
 
 def test_weights_of_any_file_name_may_stand_beside_the_config(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,9 +136,11 @@ def write_checkpoint(folder: str | Path, saved: SavedConfig, tensors: Mapping[st
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             part = Path(temporary) / "model"
             part.mkdir()
-            save_file(dict(tensors), part / WEIGHTS_FILE, metadata={"format": "pt"})
             config = msgspec.json.format(msgspec.json.encode(saved), indent=2)
             (part / CONFIG_FILE).write_bytes(config + b"\n")
+            save_file(dict(tensors), part / WEIGHTS_FILE, metadata={"format": "pt"})
+            # safetensors lets nobody else read what it writes; the user's umask shall decide.
+            shutil.copymode(part / CONFIG_FILE, part / WEIGHTS_FILE)
             if folder.exists():
                 for name in (WEIGHTS_FILE, CONFIG_FILE):
                     (part / name).replace(folder / name)
