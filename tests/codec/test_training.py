@@ -186,6 +186,19 @@ def test_commitment_adds_its_own_gradient_to_the_encoder_only(manifest: Path) ->
             torch.testing.assert_close(double, 2 * pull, rtol=1e-2, atol=1e-5)
 
 
+def test_discriminators_run_in_bf16_and_gradients_stay_finite(
+    manifest: Path, tmp_path: Path
+) -> None:
+    task = CodecTask(settings(manifest, update_probability=1.0))
+    context = KeepGradients(Accelerator(cpu=True), {}, 1, None)
+    context.autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # type: ignore[method-assign]
+    context.begin(0, 0, seed=0)
+    task.step(task.training_data(0)[0][None], context)
+    gradients = [p.grad for p in task.codec.parameters()]
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in gradients)
+    assert any(g.abs().max() > 0 for g in gradients)
+
+
 @pytest.mark.slow
 def test_a_codec_learns_to_give_sound_back(manifest: Path, tmp_path: Path) -> None:
     # A heavy time loss makes the waveform itself come back within seconds of training.

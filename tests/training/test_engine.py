@@ -174,12 +174,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def test_sigterm_saves_a_checkpoint_and_exits_cleanly(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "toy.yaml", {}, steps=10**8, evaluate_every=0)
     out = tmp_path / "run"
-    command = [sys.executable, "-c", TRAIN, str(recipe), "--out", str(out), "training.log_every=1"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", TRAIN, str(recipe), "--out", str(out), "training.workers=1"]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not checkpoint_steps(out / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    # To the whole group, data worker included, as schedulers and terminals do it.
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     step = checkpoint_steps(out / "checkpoints")[-1]

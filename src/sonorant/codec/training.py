@@ -21,7 +21,7 @@ from torch.optim import Adam, Optimizer
 from sonorant.audio import Audio
 from sonorant.codec.encodec import Encodec, EncodecConfig
 from sonorant.data.dataset import SegmentConfig, SegmentDataset
-from sonorant.data.manifest import Split, read_manifest
+from sonorant.data.manifest import Item, Split, read_manifest
 from sonorant.losses.adversarial import (
     discriminator_loss,
     hinge_generator_loss,
@@ -102,6 +102,7 @@ class CodecTask(Task):
             MSSTFTDiscriminator(settings.adversary.network) for _ in range(adversaries)
         )
         self.mel = MultiScaleMelLoss(settings.codec.sample_rate, settings.mel)
+        self._items: dict[Split, list[Item]] = {}
         self.balancer = Balancer(msgspec.structs.asdict(settings.weights), settings.balancer)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -123,7 +124,9 @@ class CodecTask(Task):
         return self._data("valid", plain, 0, self.settings.valid_items)
 
     def _data(self, split: Split, segments: SegmentConfig, seed: int, size: int) -> SegmentDataset:
-        return SegmentDataset(read_manifest(self.settings.manifest, split), segments, seed, size)
+        if split not in self._items:
+            self._items[split] = read_manifest(self.settings.manifest, split)
+        return SegmentDataset(self._items[split], segments, seed, size)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -181,7 +184,7 @@ class CodecTask(Task):
 
     # -- evaluation ---------------------------------------------------------------------------
 
-    def evaluate(self, batch: Tensor, device: torch.device) -> Metrics:
+    def evaluate(self, batch: Tensor) -> Metrics:
         """SI-SNR in dB and mel distance at every bandwidth, and how many codewords are in use."""
         metrics: dict[str, Tensor | float] = {}
         target_mels = self.mel.mels(batch)
@@ -192,16 +195,20 @@ class CodecTask(Task):
             metrics[f"perplexity_{level}"] = _perplexity(cast(Codebook, codebook).usage)
         return metrics
 
-    def samples(self, device: torch.device) -> dict[str, Audio]:
+    def samples(self) -> dict[str, Audio]:
         """The first validation sounds, as they are and at every bandwidth."""
         data = self.validation_data()
-        batch = torch.stack([data[index] for index in range(self.settings.sounds)]).to(device)
+        count = min(self.settings.sounds, len(data))
+        if count == 0:
+            return {}
+        device = next(self.codec.parameters()).device
+        batch = torch.stack([data[index] for index in range(count)]).to(device)
         versions = [("original", batch)]
         versions += [(f"{kbps:g}kbps", sound) for kbps, sound in self._reconstructions(batch)]
         return {
             f"{index}_{name}": Audio(sounds[index].clamp(-1, 1).cpu(), self.codec.sample_rate)
             for name, sounds in versions
-            for index in range(self.settings.sounds)
+            for index in range(count)
         }
 
     def _reconstructions(self, batch: Tensor) -> Iterator[tuple[float, Tensor]]:

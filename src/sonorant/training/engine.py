@@ -215,8 +215,8 @@ class Engine:
         with self._finished_model():
             if data is not None:
                 for batch in self._validation_batches(data):
-                    metrics.add(self.task.evaluate(batch, self.accelerator.device))
-            sounds = self.task.samples(self.accelerator.device) if log is not None else {}
+                    metrics.add(self.task.evaluate(batch))
+            sounds = self.task.samples() if log is not None else {}
         figures = _mean_over_processes(metrics, self.accelerator)
         if log is not None:
             log.valid(self.step, figures, sounds)
@@ -398,8 +398,12 @@ def _load_state_dicts(parts: Mapping[str, Any], states: dict[str, Any], path: Pa
 
 
 def _start_worker(index: int) -> None:
-    """Data workers leave Ctrl-C and SIGTERM's clean stop to the training process."""
+    """A signal to the whole process group must not kill the workers before the clean stop.
+
+    They end when the training process has read enough, or is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _mean_over_processes(metrics: MeanMetrics, accelerator: Accelerator) -> dict[str, float]:

@@ -164,11 +164,11 @@ class Task(ABC):
         """A fixed map-style dataset for `evaluate`, or None."""
         return None
 
-    def evaluate(self, batch: Any, device: torch.device) -> Metrics:
+    def evaluate(self, batch: Any) -> Metrics:
         """Figures of one validation batch. Runs without gradients, modules in eval mode."""
         return {}
 
-    def samples(self, device: torch.device) -> dict[str, Audio]:
+    def samples(self) -> dict[str, Audio]:
         """A few sounds to listen to while training goes on, by name."""
         return {}
 
