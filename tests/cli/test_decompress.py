@@ -1,0 +1,46 @@
+"""`sonorant decompress`: default names, figures, and care for what exists."""
+
+import re
+
+import pytest
+
+from sonorant.audio import info
+from tests.cli.running import CommandLine, sonorant
+from tests.codec.test_encodec import RATE
+from tests.codec.test_files import sound_file
+
+__all__ = ["sonorant"]  # the fixture
+
+MODEL = ("--model", "model")
+
+
+@pytest.fixture(autouse=True)
+def container(sonorant: CommandLine) -> None:
+    sound_file(sonorant.folder / "original.wav", 2000, 2 * RATE, channels=2)
+    sonorant.run("compress", "original.wav", "in.snr", "--bandwidth", "0.8", *MODEL)
+
+
+def test_output_lies_beside_the_container_by_default(sonorant: CommandLine) -> None:
+    assert sonorant.run("decompress", "in.snr", *MODEL) == 0
+    assert info(sonorant.folder / "in.wav") == info(sonorant.folder / "original.wav")
+
+
+def test_figures_are_printed_in_one_line(sonorant: CommandLine) -> None:
+    sonorant.run("decompress", "in.snr", "out.flac", *MODEL)
+    assert info(sonorant.folder / "out.flac").format == "FLAC"
+    assert re.fullmatch(
+        r"in\.snr \(\d+ B, \d\.\d\d kb/s\) -> out\.flac \(\d\.\d kB, 1\.2 s\); "
+        r"\d+\.\d s, \d+\.\d times real time\n",
+        sonorant.out,
+    )
+
+
+def test_an_existing_output_stays_unless_forced(sonorant: CommandLine) -> None:
+    (sonorant.folder / "in.wav").write_text("mine")
+    assert "--force" in sonorant.fails("decompress", "in.snr", *MODEL)
+    assert sonorant.run("decompress", "in.snr", "--force", *MODEL) == 0
+    assert info(sonorant.folder / "in.wav").frames == 2000
+
+
+def test_a_container_of_an_unnamed_model_asks_for_the_model(sonorant: CommandLine) -> None:
+    assert "--model" in sonorant.fails("decompress", "in.snr")
