@@ -5,7 +5,7 @@ Each sub-discriminator takes the spectrogram of one resolution as an image of `t
 whose channels are the real parts, then the imaginary parts.
 
 Speed: the images are laid out in memory with channels last, which costs nothing because it is how
-the transform leaves them, and makes these narrow convolutions about three times faster on a CPU.
+the transform leaves them, and makes these narrow convolutions two to three times faster on a CPU.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from sonorant.dsp.stft import stft
 from sonorant.errors import ConfigError, ShapeError
+from sonorant.losses.image_conv import ImageConv
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -116,22 +117,21 @@ class SpectrogramDiscriminator(nn.Module):
         # The published checkpoints normalise the weights of every convolution but the first.
         self.convs = nn.ModuleList(
             [
-                _conv(2 * config.in_channels, width, wide),
+                ImageConv(2 * config.in_channels, width, wide),
                 *(
-                    weight_norm(_conv(width, width, wide, stride, dilation))
+                    weight_norm(ImageConv(width, width, wide, stride, dilation))
                     for dilation in config.dilations
                 ),
-                weight_norm(_conv(width, width, square)),
+                weight_norm(ImageConv(width, width, square)),
             ]
         )
-        self.logits = weight_norm(_conv(width, 1, square))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.logits = weight_norm(ImageConv(width, 1, square))
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         image = self.image(x)
         features = []
         for conv in self.convs:
-            image = F.leaky_relu(conv(image), self.leaky_slope, inplace=True)
+            image = F.leaky_relu(conv(image), self.leaky_slope)
             features.append(image)
         return self.logits(image), features
 
@@ -148,22 +148,3 @@ class SpectrogramDiscriminator(nn.Module):
         parts = torch.view_as_real(spectrum)  # [batch, channels, frequencies, frames, 2]
         image = parts.permute(0, 4, 1, 3, 2).flatten(1, 2)
         return image.contiguous(memory_format=torch.channels_last)
-
-
-def _conv(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: tuple[int, int],
-    frequency_stride: int = 1,
-    time_dilation: int = 1,
-) -> nn.Conv2d:
-    """A convolution that keeps the number of frames."""
-    time, frequency = kernel_size
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=(1, frequency_stride),
-        dilation=(time_dilation, 1),
-        padding=((time - 1) * time_dilation // 2, (frequency - 1) // 2),
-    )
