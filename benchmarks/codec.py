@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sonorant.codec.encodec import ENCODEC_24KHZ, Encodec
 from sonorant.model import fold_weight_norm
@@ -133,7 +132,9 @@ def hour() -> None:
 def report(seconds: int, threads: int, repeats: int) -> None:
     torch.set_num_threads(threads)
     times = offline(seconds, repeats)
-    print(f"\n{seconds} s of audio, {threads} thread(s), {BANDWIDTH_KBPS:g} kb/s, best of {repeats}")
+    print(
+        f"\n{seconds} s of audio, {threads} thread(s), {BANDWIDTH_KBPS:g} kb/s, best of {repeats}"
+    )
     for name, (encode, decode) in times.items():
         print(f"  {name:13s} encode {encode:6.2f} s   decode {decode:6.2f} s")
     peers = [times[name] for name in times if name != "sonorant"]
