@@ -36,8 +36,10 @@ from sonorant.losses.spectral import (
     si_snr_loss,
 )
 from sonorant.nn.quantizer import Codebook
+from sonorant.nn.seanet_start import start_as_transform
 from sonorant.training.task import Metrics, StepContext, Task
 
+CODEBOOK_SEED = 2**31  # of the segments that start the codebooks, apart from those trained on
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -55,13 +57,27 @@ class AdversarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     per_bandwidth: one set for each bandwidth (section 3.4); otherwise one for all.
     update_probability: share of the steps in which they learn (section 3.4: 2/3 at 24 kHz).
+    learning_rate: theirs; the codec's when None.
     from_step: before this step the codec learns reconstruction only.
     """
 
     network: MSSTFTDiscriminatorConfig = MSSTFTDiscriminatorConfig()
     per_bandwidth: bool = True
     update_probability: Share = 2 / 3
+    learning_rate: float | None = None
     from_step: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class StartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A head start for short trainings.
+
+    transform: first weights that pass sound through (`sonorant.nn.seanet_start`).
+    codebook_segments: training segments for the k-means start of the codebooks; 0 starts them from
+        the first batch, as published.
+    """
+
+    transform: bool = False
+    codebook_segments: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class CodecSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,6 +98,7 @@ class CodecSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     balancer: BalancerConfig = BalancerConfig()
     commitment_weight: float = 1.0
     adversary: AdversarySettings = AdversarySettings()
+    start: StartSettings = StartSettings()
     learning_rate: float = 3e-4
     adam_betas: tuple[float, float] = (0.5, 0.9)
 
@@ -96,6 +113,8 @@ class CodecTask(Task):
     def __init__(self, settings: CodecSettings) -> None:
         super().__init__(settings)
         self.codec = Encodec(settings.codec)
+        if settings.start.transform:
+            start_as_transform(self.codec.encoder, self.codec.decoder, settings.codec.seanet)
         self.bandwidths = settings.codec.target_bandwidths_kbps
         adversaries = len(self.bandwidths) if settings.adversary.per_bandwidth else 1
         self.discriminators = nn.ModuleList(
@@ -110,9 +129,12 @@ class CodecTask(Task):
 
     def make_optimizers(self) -> dict[str, Optimizer]:
         rate, betas = self.settings.learning_rate, self.settings.adam_betas
+        adversary_rate = self.settings.adversary.learning_rate or rate
         return {
-            name: Adam(module.parameters(), rate, betas, fused=True)
-            for name, module in (("codec", self.codec), ("discriminators", self.discriminators))
+            "codec": Adam(self.codec.parameters(), rate, betas, fused=True),
+            "discriminators": Adam(
+                self.discriminators.parameters(), adversary_rate, betas, fused=True
+            ),
         }
 
     def training_data(self, seed: int) -> SegmentDataset:
@@ -136,6 +158,8 @@ class CodecTask(Task):
         The discriminators learn before the codec's losses are taken, so the codec sees them
         updated.
         """
+        if context.step == 0 and self.settings.start.codebook_segments:
+            self._start_codebooks(batch)
         drawn = int(torch.randint(len(self.bandwidths), (), generator=context.generator))
         learns = float(torch.rand((), generator=context.generator))
         codebooks = self.codec.codebooks_for(self.bandwidths[drawn])
@@ -158,6 +182,18 @@ class CodecTask(Task):
         torch.autograd.backward([reconstruction, penalty], [gradient, None])
         context.apply("codec")
         return metrics | {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _start_codebooks(self, batch: Tensor) -> None:
+        """Start the codebooks from more segments than one batch has."""
+        count = self.settings.start.codebook_segments
+        data = self._data("train", self.settings.segments, CODEBOOK_SEED, count)
+        latents = torch.cat(
+            [self.codec.encoder(data[index][None].to(batch.device)) for index in range(count)]
+        )
+        frames = self.codec.frames_of(batch.shape[-1])
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self.codec.quantizer.initialize(latents, len(batch) * frames * processes)
 
     def _train_discriminator(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, context: StepContext

@@ -84,8 +84,11 @@ class Codebook(nn.Module):
         return self._half_norms[1]
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Start the codewords from k-means over the first batch; every rank takes the first's.
+    def initialize(self, x: Tensor, vectors_per_step: int | None = None) -> None:
+        """Start the codewords from k-means over `x` [vectors, dimension], unless they have a start.
+
+        Every rank takes the first's. `vectors_per_step` says how many a training step brings, where
+        that differs from `x`, so that the moving averages begin at their usual level.
 
         The published packages start the running sum at the means, not at means times counts, which
         throws the first update off; here sum and usage agree from the start.
@@ -93,6 +96,8 @@ class Codebook(nn.Module):
         if bool(self.initialized):
             return
         means, counts = kmeans(x, self.config.codebook_size, self.config.kmeans_iterations)
+        if vectors_per_step is not None:
+            counts *= vectors_per_step / len(x)
         if dist.is_initialized():
             dist.broadcast(means, 0)
             dist.broadcast(counts, 0)
@@ -208,6 +213,17 @@ class ResidualQuantizer(nn.Module):
             torch.stack(tokens, dim=1),
             torch.stack(penalties).mean(),
         )
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor, vectors_per_step: int) -> None:
+        """Start every level from k-means over what the levels before leave of many latents.
+
+        Shape: latents [batch, dimension, frames].
+        """
+        residual = latents.transpose(1, 2).flatten(0, 1)
+        for layer in self._levels(None):
+            layer.initialize(residual, vectors_per_step)
+            residual = residual - layer.decode(layer.encode(residual))
 
     def _levels(self, codebooks: int | None) -> list[Codebook]:
         """The first levels, all when None. Raises: ConfigError beyond what the model has."""
