@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from sonorant.errors import ShapeError
+from sonorant.nn.elu import ELU
 from sonorant.nn.matrix_conv import PackedWeight, conv_time_major, conv_transpose_time_major
 from sonorant.nn.state import State, StreamingModule
 
@@ -51,18 +52,10 @@ def pad_time(x: Tensor, left: int, right: int, mode: PadMode, dim: int = -1) -> 
     """
     if left == 0 and right == 0:
         return x
-    length = x.shape[dim]
-    if mode == "zero":
-        return torch.cat([_zeros(x, left, dim), x, _zeros(x, right, dim)], dim)
-    if mode == "replicate":
-        first, last = x.narrow(dim, 0, 1), x.narrow(dim, length - 1, 1)
-        return torch.cat([_repeat(first, left, dim), x, _repeat(last, right, dim)], dim)
-    missing = max(0, max(left, right) - length + 1)
+    missing = max(0, max(left, right) - x.shape[dim] + 1) if mode == "reflect" else 0
     if missing:
         x = torch.cat([x, _zeros(x, missing, dim)], dim)
-    before = x.narrow(dim, 1, left).flip(dim)
-    after = x.narrow(dim, length + missing - 1 - right, right).flip(dim)
-    padded = torch.cat([before, x, after], dim)
+    padded = torch.cat([_start(x, left, mode, dim), x, _after(x, right, mode, dim)], dim)
     return padded.narrow(dim, 0, padded.shape[dim] - missing)
 
 
@@ -79,13 +72,25 @@ def _repeat(x: Tensor, length: int, dim: int) -> Tensor:
 
 
 def _start(x: Tensor, length: int, mode: PadMode, dim: int) -> Tensor:
-    """The `length` samples that offline padding would put before the first live chunk."""
+    """The `length` samples that padding puts before a sound longer than that."""
+    if mode == "zero":
+        return _zeros(x, length, dim)
     if mode == "replicate":
         return _repeat(x.narrow(dim, 0, 1), length, dim)
     return x.narrow(dim, 1, length).flip(dim)
 
 
-def _use_matrix_form(x: Tensor) -> bool:
+def _after(x: Tensor, length: int, mode: PadMode, dim: int) -> Tensor:
+    """The `length` samples that padding puts after a sound longer than that."""
+    if mode == "zero":
+        return _zeros(x, length, dim)
+    if mode == "replicate":
+        return _repeat(x.narrow(dim, x.shape[dim] - 1, 1), length, dim)
+    return x.narrow(dim, x.shape[dim] - 1 - length, length).flip(dim)
+
+
+def uses_matrix_form(x: Tensor) -> bool:
+    """Whether layers compute on `x` as matrix products: on CPU, without gradients."""
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
@@ -122,7 +127,7 @@ class StreamingConv1d(StreamingModule):
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
-        self._packed = PackedWeight()
+        self.packed = PackedWeight()
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
@@ -131,37 +136,78 @@ class StreamingConv1d(StreamingModule):
             tensors["started"] = like.new_zeros(batch_size, 1, dtype=torch.bool)
         return tensors
 
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        if _use_matrix_form(x):
-            padded = self._pad(x.transpose(1, 2), state, dim=1)
-            y = conv_time_major(padded, self.conv, self._packed).transpose(1, 2)
+    def forward(
+        self, x: Tensor, state: State | None = None, activation: ELU | None = None
+    ) -> Tensor:
+        """`activation` is applied to the input first, in the pass that pads it."""
+        if uses_matrix_form(x):
+            padded = self._pad(x.transpose(1, 2), state, 1, activation)
+            y = conv_time_major(padded, self.conv, self.packed).transpose(1, 2)
         else:
-            y = self.conv(self._pad(x, state, dim=2))
+            y = self.conv(self._pad(x, state, 2, activation))
         return self.norm(y)
 
-    def _pad(self, x: Tensor, state: State | None, dim: int) -> Tensor:
-        length = x.shape[dim]
-        missing = -length % self.stride
+    def _pad(self, x: Tensor, state: State | None, dim: int, activation: ELU | None) -> Tensor:
+        length, mode = x.shape[dim], self.style.pad_mode
+        right = -length % self.stride
+        if state is None and not self.style.causal:
+            right += self.padding // 2
+            left = self.padding - self.padding // 2
+        elif not self.style.causal:
+            raise ShapeError("a centred convolution looks ahead and cannot run live")
+        else:
+            left = self.padding
+        if left + right == 0 or (
+            state is None and (torch.is_grad_enabled() or length <= max(left, right))
+        ):
+            activated = x if activation is None else activation(x)
+            return pad_time(activated, left, right, mode, dim)
+        return self._assemble(x, state, dim, activation, left, right)
+
+    def _assemble(
+        self,
+        x: Tensor,
+        state: State | None,
+        dim: int,
+        activation: ELU | None,
+        left: int,
+        right: int,
+    ) -> Tensor:
+        """What comes before, the activated input, and padding, written once into new memory."""
+        length, mode = x.shape[dim], self.style.pad_mode
+        shape = list(x.shape)
+        shape[dim] += left + right
+        joined = x.new_empty(shape)
+        centre = joined.narrow(dim, left, length)
+        if activation is None:
+            centre.copy_(x)
+        else:
+            activation.into(x, centre)
+        if left:
+            before = joined.narrow(dim, 0, left)
+            before.copy_(self._before(centre, state, dim, left))
+            if state is not None:
+                kept = joined.narrow(dim, length, left)
+                state.update(state[self].past, kept.transpose(dim, 2))
+        if right:
+            so_far = joined.narrow(dim, 0, left + length)
+            joined.narrow(dim, left + length, right).copy_(_after(so_far, right, mode, dim))
+        return joined
+
+    def _before(self, x: Tensor, state: State | None, dim: int, length: int) -> Tensor:
+        """The `length` samples before the activated input: padding, or what a stream has kept."""
         mode = self.style.pad_mode
         if state is None:
-            right = 0 if self.style.causal else self.padding // 2
-            return pad_time(x, self.padding - right, right + missing, mode, dim)
-        if not self.style.causal:
-            raise ShapeError("a centred convolution looks ahead and cannot run live")
-        if self.padding == 0:
-            return pad_time(x, 0, missing, mode, dim)
+            return _start(x, length, mode, dim)
         slot = state[self]
         past = slot.past.transpose(dim, 2)
-        if mode != "zero":
-            long_enough = mode == "replicate" or length > self.padding
-            if not state.low_latency and long_enough:
-                start = _start(x, self.padding, mode, dim)
-                past = torch.where(slot.started[..., None], past, start)
-            state.update(slot.started, torch.ones_like(slot.started))
-        joined = torch.cat([past, x], dim)
-        kept = joined.narrow(dim, joined.shape[dim] - self.padding, self.padding)
-        state.update(slot.past, kept.transpose(dim, 2))
-        return pad_time(joined, 0, missing, mode, dim)
+        if mode == "zero":
+            return past
+        if not state.low_latency and (mode == "replicate" or x.shape[dim] > length):
+            start = _start(x, length, mode, dim)
+            past = torch.where(slot.started[..., None], past, start)
+        state.update(slot.started, torch.ones_like(slot.started))
+        return past
 
 
 class StreamingConvTranspose1d(StreamingModule):
@@ -195,7 +241,7 @@ class StreamingConvTranspose1d(StreamingModule):
         conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
-        self._packed = PackedWeight()
+        self.packed = PackedWeight()
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
@@ -220,9 +266,9 @@ class StreamingConvTranspose1d(StreamingModule):
         """The whole, untrimmed product."""
         conv = self.conv
         bias = conv.bias if with_bias else None
-        if not _use_matrix_form(x) or conv.kernel_size[0] != 2 * self.stride:
+        if not uses_matrix_form(x) or conv.kernel_size[0] != 2 * self.stride:
             return F.conv_transpose1d(x, conv.weight, bias, self.stride)
-        y = conv_transpose_time_major(x.transpose(1, 2), conv, self._packed).transpose(1, 2)
+        y = conv_transpose_time_major(x.transpose(1, 2), conv, self.packed).transpose(1, 2)
         return y if bias is None else y + bias[:, None]
 
 

@@ -20,5 +20,12 @@ class ELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return F.elu(x)
-        negative = x.clamp(max=0).exp_().sub_(1)
-        return torch.maximum(x, negative, out=negative)
+        return self.into(x, torch.empty_like(x))
+
+    @staticmethod
+    def into(x: Tensor, out: Tensor) -> Tensor:
+        """Write the result into `out`, of the shape of `x`; not for training."""
+        if x.device.type != "cpu":
+            return out.copy_(F.elu(x))
+        torch.clamp(x, max=0, out=out).exp_().sub_(1)
+        return torch.maximum(x, out, out=out)

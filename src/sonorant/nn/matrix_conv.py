@@ -134,6 +134,26 @@ def conv_time_major(x: Tensor, conv: nn.Conv1d, packed: PackedWeight) -> Tensor:
     return nn.functional.linear(windows, conv.weight.flatten(1), conv.bias)
 
 
+def pointwise_sum(terms: list[tuple[nn.Conv1d, PackedWeight, Tensor]]) -> Tensor:
+    """The sum of convolutions of one tap, each of its own input, in one accumulator.
+
+    Shape: inputs [batch, time, in] -> [batch, time, out].
+    """
+    first = terms[0][0]
+    bias = torch.stack([_bias(conv, conv.out_channels) for conv, _, _ in terms]).sum(dim=0)
+    batch, time = terms[0][2].shape[:2]
+    y = terms[0][2].new_empty(batch, time, first.out_channels)
+    for row in range(batch):
+        for index, (conv, packed, x) in enumerate(terms):
+            taps = packed.conv(conv)
+            assert isinstance(taps, list)
+            if index == 0:
+                torch.addmm(bias, x[row], taps[0], out=y[row])
+            else:
+                y[row].addmm_(x[row], taps[0])
+    return y
+
+
 def conv_transpose_time_major(x: Tensor, conv: nn.ConvTranspose1d, packed: PackedWeight) -> Tensor:
     """The transposed convolution `conv`, untrimmed and without bias.
 

@@ -19,9 +19,11 @@ from sonorant.nn.conv import (
     PadMode,
     StreamingConv1d,
     StreamingConvTranspose1d,
+    uses_matrix_form,
 )
 from sonorant.nn.elu import ELU
 from sonorant.nn.lstm import SkipLSTM
+from sonorant.nn.matrix_conv import pointwise_sum
 from sonorant.nn.state import State
 
 
@@ -67,9 +69,15 @@ class StreamingSequence(nn.Module):
 
     def run(self, x: Tensor, state: State | None, first: int, end: int) -> Tensor:
         """Only the layers from `first` to before `end`."""
+        activation: ELU | None = None
         for layer in self.layers[first:end]:
-            x = layer(x) if isinstance(layer, ELU) else layer(x, state)
-        return x
+            if isinstance(layer, ELU):
+                activation = layer
+            elif activation is not None and isinstance(layer, StreamingConv1d):
+                x, activation = layer(x, state, activation), None
+            else:
+                x, activation = layer(x if activation is None else activation(x), state), None
+        return x if activation is None else activation(x)
 
 
 class ResidualBlock(nn.Module):
@@ -91,13 +99,22 @@ class ResidualBlock(nn.Module):
                 StreamingConv1d(hidden, channels, kernel_size=1, style=style),
             ]
         )
-        self.shortcut: nn.Module | None = None
+        self.mergeable = style.norm != "time_group_norm"
+        self.shortcut: StreamingConv1d | None = None
         if config.skip == "convolution":
             self.shortcut = StreamingConv1d(channels, channels, kernel_size=1, style=style)
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        shortcut = x if self.shortcut is None else self.shortcut(x, state)
-        return self.block(x, state) + shortcut
+        if self.shortcut is None:
+            return x + self.block(x, state)
+        if not (uses_matrix_form(x) and self.mergeable):
+            return self.block(x, state) + self.shortcut(x, state)
+        last = self.block.layers[-1]
+        hidden = self.block.run(x, state, 0, len(self.block.layers) - 1)
+        assert isinstance(last, StreamingConv1d)
+        pair = ((last, hidden), (self.shortcut, x))
+        terms = [(conv.conv, conv.packed, part.transpose(1, 2)) for conv, part in pair]
+        return pointwise_sum(terms).transpose(1, 2)
 
 
 def _residual_blocks(channels: int, config: SEANetConfig) -> list[nn.Module]:
