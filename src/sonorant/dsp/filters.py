@@ -9,8 +9,10 @@ so the filter spans `zeros` zero crossings of the sinc on either side. At c the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,17 +112,25 @@ def split_bands(
     """
     if (n_bands is None) == (cutoffs_hz is None):
         raise ConfigError("split_bands needs either n_bands or cutoffs_hz")
-    if n_bands is not None:
-        if n_bands < 1:
-            raise ConfigError(f"n_bands must be at least 1, got {n_bands}")
-        cutoffs_hz = mel_frequencies(n_bands + 1, 0, sample_rate / 2)[1:-1].tolist()
-    assert cutoffs_hz is not None
-    if list(cutoffs_hz) != sorted(set(cutoffs_hz)):
-        raise ConfigError(f"cutoffs_hz must rise, got {list(cutoffs_hz)}")
-    if not cutoffs_hz:
+    cutoffs = _mel_cutoffs(n_bands, sample_rate) if cutoffs_hz is None else cutoffs_hz
+    cutoffs = [cutoff / sample_rate for cutoff in cutoffs]
+    if cutoffs != sorted(set(cutoffs)):
+        raise ConfigError(f"cutoffs_hz must rise, got {cutoffs_hz}")
+    if not cutoffs:
         return x[None]
-    lows = lowpass_bank(x, [cutoff / sample_rate for cutoff in cutoffs_hz], zeros=zeros)
+    lows = lowpass_bank(x, cutoffs, zeros=zeros)
     return torch.cat([lows[:1], lows.diff(dim=0), (x - lows[-1])[None]])
+
+
+def _mel_cutoffs(n_bands: int | None, sample_rate: int) -> Sequence[Any]:
+    """Cut-offs in Hz between bands that are equally wide in mels.
+
+    Single-precision numbers, which make the angles of the filters single too, as published: over
+    thousands of samples the difference would show.
+    """
+    if n_bands is None or n_bands < 1:
+        raise ConfigError(f"n_bands must be at least 1, got {n_bands}")
+    return list(mel_frequencies(n_bands + 1, 0, sample_rate / 2)[1:-1].numpy())
 
 
 def _half(cutoffs: Sequence[float], zeros: float) -> int:
@@ -147,8 +157,9 @@ def _lowpass_filters(
     with torch.inference_mode(False):  # so that the kept filters can be used in training
         window = torch.hann_window(2 * half + 1, periodic=False, dtype=dtype, device=device)
         time = torch.arange(-half, half + 1, dtype=dtype, device=device)
-        rows = [
-            2 * cutoff * window * torch.sinc(2 * cutoff * time) if cutoff else 0 * window
-            for cutoff in cutoffs
-        ]
-        return torch.stack([row / row.sum() if row.any() else row for row in rows])
+        rows = []
+        for cutoff in cutoffs:
+            angle = float(2 * cutoff * math.pi) * time
+            row = float(2 * cutoff) * window * torch.where(angle == 0, 1, torch.sin(angle) / angle)
+            rows.append(row / row.sum() if cutoff else torch.zeros_like(window))
+        return torch.stack(rows)
