@@ -29,6 +29,7 @@ class MSSTFTDiscriminatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fiel
     """Sizes; the defaults are those of the published 24 kHz discriminator.
 
     hop_lengths, win_lengths: in samples, per resolution; None means n_fft / 4 and n_fft.
+    Hops of n_fft / 2 halve the work.
     in_channels: audio channels of one image. With 1, the channels of stereo sound are judged one by
     one, as the paper does; with 2, together.
     kernel_size: (time, frequency) of the wide convolutions; the last two are (time, time).
