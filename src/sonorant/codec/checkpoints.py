@@ -19,6 +19,7 @@ from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.errors import CheckpointError
 from sonorant.hub.table import ModelEntry
 from sonorant.hub.tensors import read_tensors
+from sonorant.model import Model, SkipInitialization
 
 PUBLISHED = {"encodec_24khz": ENCODEC_24KHZ, "encodec_48khz": ENCODEC_48KHZ}
 
@@ -107,10 +108,15 @@ def load_original(
 
 def export_original(model: EncodecCore, folder: Path) -> None:
     """Write `MODEL.th`, a plain state dict that the encodec package loads."""
+    write_state_dict(model, to_original(model), folder)
+
+
+def write_state_dict(model: Model, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write tensors as a torch pickle named after the model, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{(model.name or model.system).split('/')[-1]}.th"
     temporary = target.with_name(target.name + ".part")
-    torch.save(to_original(model), temporary)
+    torch.save(tensors, temporary)
     temporary.replace(target)
 
 
@@ -122,6 +128,6 @@ def build(config: EncodecConfig) -> EncodecCore:
 
 
 def _skeleton(config: EncodecConfig) -> EncodecCore:
-    """The model without memory for its weights, for its names and shapes."""
-    with torch.device("meta"):
+    """A model with arbitrary weights, for its names and shapes."""
+    with SkipInitialization():
         return build(config)

@@ -134,6 +134,14 @@ class EncodecCore(Model):
         """Sounds `[batch, channels, encoded.samples]` of tokens."""
         raise NotImplementedError
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Weights and codewords, without the moving averages that only training needs."""
+        return {
+            name: tensor
+            for name, tensor in super().saved_tensors().items()
+            if not name.startswith("quantizer.") or name.endswith(".embed")
+        }
+
     def forward(self, x: Tensor, codebooks: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass over whole sounds `[batch, channels, time]`.
 

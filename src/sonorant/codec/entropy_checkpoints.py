@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sonorant.codec.checkpoints import write_state_dict
 from sonorant.codec.entropy_coding import (
     ENTROPY_24KHZ,
     ENTROPY_48KHZ,
@@ -90,8 +91,4 @@ def load_original(
 
 def export_original(model: EntropyModel, folder: Path) -> None:
     """Write `MODEL.th`, a plain state dict that the encodec package loads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{(model.name or model.system).split('/')[-1]}.th"
-    temporary = target.with_name(target.name + ".part")
-    torch.save(to_original(model), temporary)
-    temporary.replace(target)
+    write_state_dict(model, to_original(model), folder)
