@@ -115,6 +115,27 @@ def test_long_sounds_in_blocks_equal_the_whole() -> None:
     torch.testing.assert_close(model.decode_tokens(whole), sound_of_whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"dilation_base": 5, "residual_layers": 3}, {"kernel_size": 11}]
+)
+def test_the_exact_start_waits_for_the_widest_reflection(changes: dict[str, int]) -> None:
+    model = tiny(**changes)
+    x = sound(1, 60 * HOP)
+    steps, live = run_live(model, x, [HOP] * 60)
+    assert torch.equal(torch.cat([step.tokens for step in steps], -1), model.encode_batch(x).tokens)
+    torch.testing.assert_close(
+        live, model.decode_batch(model.encode_batch(x)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_model_that_trims_on_the_left_works_offline_only() -> None:
+    model = tiny(trim_right_ratio=0.5)
+    x = sound(1, (BLOCK_FRAMES + 20) * HOP)
+    assert model.decode_batch(model.encode_batch(x)).shape == x.shape
+    with pytest.raises(ConfigError, match="cannot run live"):
+        model.init_state()
+
+
 def test_the_exact_start_waits_for_seven_frames() -> None:
     model = tiny()
     state = model.init_state()

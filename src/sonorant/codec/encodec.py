@@ -201,14 +201,12 @@ class Encodec(EncodecCore, StreamingModule):
         if config.segment_seconds is not None or config.normalize:
             raise ConfigError("segments and normalisation belong to the system 'encodec_segments'")
         super().__init__(config)
-        # The outermost latent convolutions reflect their first kernel_size - 1 frames.
-        reflected = max(config.seanet.kernel_size, config.seanet.last_kernel_size)
-        self.start_frames = reflected if config.seanet.pad_mode == "reflect" else 0
+        self.start_frames = start_frames(config.seanet)
         self.frame_samples = self.hop_samples
 
     @property
     def streams(self) -> bool:
-        return self.config.seanet.causal
+        return self.config.seanet.causal and self.config.seanet.trim_right_ratio == 1
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         if not self.streams:
@@ -231,7 +229,7 @@ class Encodec(EncodecCore, StreamingModule):
             raise AudioError("the sound is empty; give at least one sample")
         codebooks = self.codebooks_for(bandwidth_kbps)
         block = BLOCK_FRAMES * self.hop_samples
-        if not self.config.seanet.causal or x.shape[-1] <= block:
+        if not self.streams or x.shape[-1] <= block:
             tokens = self.quantizer.encode(self.encoder(x), codebooks)
             return Encoded(tokens, x.shape[-1])
         state = self.init_state(x.shape[0])
@@ -250,7 +248,7 @@ class Encodec(EncodecCore, StreamingModule):
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Sounds `[batch, channels, frames * hop]`, with the padding of the last frame."""
         self._check_tokens(tokens)
-        if not self.config.seanet.causal or tokens.shape[-1] <= BLOCK_FRAMES:
+        if not self.streams or tokens.shape[-1] <= BLOCK_FRAMES:
             return self.decoder(self.quantizer.decode(tokens))
         state = self.init_state(tokens.shape[0])
         parts = [
@@ -344,6 +342,23 @@ class Encodec(EncodecCore, StreamingModule):
             return joined
         state.update(start[..., :length], joined)
         return joined[..., :0]
+
+
+def start_frames(config: SEANetConfig) -> int:
+    """How many frames every convolution needs before it can reflect its start; 0 for other pads.
+
+    EnCodec's outermost latent convolutions, of kernel 7, decide: 7 frames.
+    """
+    if config.pad_mode != "reflect":
+        return 0
+    per_frame = math.prod(config.ratios)
+    spans = [(max(config.kernel_size, config.last_kernel_size), 1)]
+    for ratio in reversed(config.ratios):
+        widest = config.dilation_base ** max(0, config.residual_layers - 1)
+        spans.append(((config.residual_kernel_size - 1) * widest + 1, per_frame))
+        spans.append((ratio + 1, per_frame))
+        per_frame //= ratio
+    return max(-(-span // samples) for span, samples in spans)
 
 
 def common_count(filled: Tensor, state: State) -> int:

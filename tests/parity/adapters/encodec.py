@@ -1,5 +1,6 @@
 """EnCodec, original layout: causal and segmented models, latents, tokens, sound, layer by layer."""
 
+import re
 from typing import Any
 
 import torch
@@ -90,6 +91,12 @@ def whole(case: Case) -> dict[str, Tensor]:
     return computed
 
 
+def silence_samples(case: Case, model: EncodecCore) -> int:
+    """Length of the silent input: as the README says, else whole frames."""
+    stated = re.search(r"all-zero[^|]*?(\d+) samples", case.readme)
+    return int(stated[1]) if stated else case.io["silence.codes"].shape[-1] * model.hop_samples
+
+
 @torch.no_grad()
 def segmented(case: Case) -> dict[str, Tensor]:
     model = model_of(case)
@@ -112,8 +119,7 @@ def segmented(case: Case) -> dict[str, Tensor]:
         computed[f"frame{index}.latent"] = model.encoder(segment)
         offset += model.stride_samples or length
     if case.recorded("silence.codes"):
-        # The README gives the length of the silent input; its tokens and sound say the same.
-        silent = torch.zeros(1, model.channels, 700)
+        silent = torch.zeros(1, model.channels, silence_samples(case, model))
         encoded = model.encode_batch(silent)
         computed["silence.codes"] = encoded.tokens
         computed["silence.decoded"] = model.decode_tokens(encoded)
