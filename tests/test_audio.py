@@ -1,4 +1,5 @@
 import os
+import re
 import resource
 import signal
 import struct
@@ -361,6 +362,30 @@ def test_a_wav_written_by_a_pipe_is_read(tmp_path: Path, data_bytes: int) -> Non
     path = tmp_path / "a.wav"
     path.write_bytes(wav_bytes(bytes(1000), data_bytes=data_bytes))
     assert read(path).samples.shape == (1, 500)
+
+
+@pytest.mark.parametrize("tags", [b"", b"ID3\x03\x00\x00\x00\x00\x01\x02" + bytes(130)])
+def test_an_mp3_that_does_not_say_how_long_it_is(tmp_path: Path, tags: bytes) -> None:
+    path, loud_first = tmp_path / "a.mp3", tone(72_000).samples
+    loud_first[:, 24_000:] *= 0.001
+    soundfile.write(path, loud_first[0].numpy(), 24_000, bitrate_mode="VARIABLE")
+    path.write_bytes(tags + _without_first_frame(path.read_bytes()))
+    message = refused(path)
+    assert "does not say how long it is" in message
+    assert int(re.findall(r"of its (\d+) samples", message)[0]) >= 72_000
+    assert read(path, tolerant=True).samples.shape[1] > 10_000
+
+    constant = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
+    soundfile.write(path, loud_first[0].numpy(), 24_000, **constant)
+    path.write_bytes(tags + _without_first_frame(path.read_bytes()))
+    assert abs(read(path).samples.shape[1] - 72_000) < 3 * 1152
+    assert sound_files.info(path).frames == read(path).samples.shape[1]
+
+
+def _without_first_frame(mp3: bytes) -> bytes:
+    """The first frame holds the Xing or Info tag with the length."""
+    assert b"Xing" in mp3[:200] or b"Info" in mp3[:200]
+    return mp3[mp3.index(mp3[:2], 4) :]
 
 
 def test_a_flac_of_unknown_length_is_read(tmp_path: Path) -> None:

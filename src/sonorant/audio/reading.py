@@ -11,9 +11,11 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]
 import torch
 
+from sonorant.audio import mpeg
 from sonorant.audio.sound import BLOCK_FRAMES, Audio, Converter, Samples, check_finite, check_rate
 from sonorant.errors import AudioError
 
+GUESS_MARGIN = 4 * 1152  # samples by which libsndfile may guess the length of an MP3 too short
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's "not in the header"
 # Sizes that programs write into a WAV header when they cannot seek back: sox, arecord, ffmpeg.
 UNKNOWN_BYTES = {0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
@@ -177,7 +179,13 @@ class Reader:
                 self._complain(f"is cut short: {missing} of {total} samples are missing")
         if file.frames == UNKNOWN_FRAMES:
             return None
-        if file.format == "MP3" and not _mp3_has_length(self.path):
+        if file.format == "MP3" and not mpeg.has_length(self.path):
+            samples = mpeg.count_samples(self.path)
+            if samples > file.frames + GUESS_MARGIN:
+                self._complain(
+                    f"does not say how long it is, and only {file.frames} of its {samples} samples "
+                    "could be read; `ffmpeg -i OLD.mp3 -c copy NEW.mp3` adds the length"
+                )
             return None
         return int(file.frames)
 
@@ -202,17 +210,3 @@ def _ogg_is_complete(path: Path) -> bool:
         return False
     body = sum(page[27 : 27 + page[26]])
     return bool(page[5] & 4) and len(page) >= 27 + page[26] + body
-
-
-def _mp3_has_length(path: Path) -> bool:
-    """Whether the first frame is a Xing/Info tag, which holds the length; else it is a guess."""
-    with path.open("rb") as file:
-        head = file.read(10)
-        size = 0
-        if head[:3] == b"ID3":  # its size is four bytes of 7 bits (ID3v2.3, section 3.1)
-            for byte in head[6:]:
-                size = size << 7 | byte
-            size += 10
-        file.seek(size)
-        start = file.read(4096)
-    return b"Xing" in start or b"Info" in start
