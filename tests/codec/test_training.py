@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 import sonorant
 from sonorant.codec.encodec import Encodec, EncodecConfig
-from sonorant.codec.training import AdversarySettings, CodecSettings, CodecTask, LossWeights
+from sonorant.codec.training import (
+    AdversarySettings,
+    CodecSettings,
+    CodecTask,
+    LossWeights,
+    StartSettings,
+)
 from sonorant.data.dataset import SegmentConfig
 from sonorant.losses.msstft_discriminator import MSSTFTDiscriminatorConfig
 from sonorant.nn.quantizer import QuantizerConfig
@@ -35,12 +41,12 @@ TINY_CODEC = EncodecConfig(
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Two seconds of gliding chords for each split."""
+    """Two seconds of a gliding chord, the same for each split."""
     time = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    partials = [torch.sin(6.2832 * 220 * k * (time + 0.05 * time**2)) / k for k in (1, 2, 3)]
+    sound = 0.25 * torch.stack(partials).sum(0)
     lines = []
-    for split, base in (("train", 220.0), ("valid", 247.0)):
-        partials = [torch.sin(6.2832 * base * k * (time + 0.05 * time**2)) / k for k in (1, 2, 3)]
-        sound = 0.25 * torch.stack(partials).sum(0)
+    for split in ("train", "valid"):
         path = tmp_path / f"{split}.wav"
         soundfile.write(path, sound.numpy(), SAMPLE_RATE)
         item = {
@@ -199,17 +205,27 @@ def test_discriminators_run_in_bf16_and_gradients_stay_finite(
     assert any(g.abs().max() > 0 for g in gradients)
 
 
+def test_codebooks_can_start_from_more_than_the_first_batch(manifest: Path) -> None:
+    start = StartSettings(codebook_segments=3)
+    task = CodecTask(msgspec.structs.replace(settings(manifest), start=start))
+    one_step(task)
+    usages = [layer.usage for layer in task.codec.quantizer.layers]
+    # Every level has started, whichever bandwidth was drawn, at the usual usage per step.
+    frames_per_step = 2 * task.codec.frames_of(round(0.3 * SAMPLE_RATE))
+    for usage in usages:
+        assert usage.sum().item() == pytest.approx(frames_per_step, rel=0.2)
+
+
 @pytest.mark.slow
 def test_a_codec_learns_to_give_sound_back(manifest: Path, tmp_path: Path) -> None:
     # A heavy time loss makes the waveform itself come back within seconds of training.
     chosen = msgspec.structs.replace(
-        settings(manifest, per_bandwidth=False, from_step=200), weights=LossWeights(time=1.0)
+        settings(manifest, from_step=10**6), weights=LossWeights(time=1.0)
     )
-    train(recipe(chosen, steps=250, batch_size=4, evaluate_every=50), tmp_path / "run")
-    valid = [line for line in log_lines(tmp_path / "run") if line["kind"] == "valid"]
-    first, last = valid[0], valid[-1]
+    train(recipe(chosen, steps=300, batch_size=4, evaluate_every=100), tmp_path / "run")
+    first, _, last = [line for line in log_lines(tmp_path / "run") if line["kind"] == "valid"]
     assert last["mel_3.2kbps"] < 0.7 * first["mel_3.2kbps"]
-    assert last["si_snr_3.2kbps"] > first["si_snr_3.2kbps"] + 3
+    assert last["si_snr_3.2kbps"] > max(first["si_snr_3.2kbps"] + 10, 0)
     # More codebooks must help, or the quantizer has learned nothing.
     assert last["si_snr_3.2kbps"] > last["si_snr_0.8kbps"]
     assert last["perplexity_0"] > 4
