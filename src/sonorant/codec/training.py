@@ -22,6 +22,7 @@ from sonorant.audio import Audio
 from sonorant.codec.encodec import Encodec, EncodecConfig
 from sonorant.data.dataset import SegmentConfig, SegmentDataset
 from sonorant.data.manifest import Item, Split, read_manifest
+from sonorant.errors import ConfigError
 from sonorant.losses.adversarial import (
     discriminator_loss,
     hinge_generator_loss,
@@ -69,13 +70,16 @@ class AdversarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class StartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A head start for short trainings.
+    """Where training starts.
 
+    model: a model to train on, by name or path; it must have the recipe's codec config. Its weight
+        norm stays folded.
     transform: first weights that pass sound through (`sonorant.nn.seanet_start`).
     codebook_segments: training segments for the k-means start of the codebooks; 0 starts them from
         the first batch, as published.
     """
 
+    model: str | None = None
     transform: bool = False
     codebook_segments: Annotated[int, msgspec.Meta(ge=0)] = 0
 
@@ -112,9 +116,7 @@ class CodecTask(Task):
 
     def __init__(self, settings: CodecSettings) -> None:
         super().__init__(settings)
-        self.codec = Encodec(settings.codec)
-        if settings.start.transform:
-            start_as_transform(self.codec.encoder, self.codec.decoder, settings.codec.seanet)
+        self.codec = first_codec(settings)
         self.bandwidths = settings.codec.target_bandwidths_kbps
         adversaries = len(self.bandwidths) if settings.adversary.per_bandwidth else 1
         self.discriminators = nn.ModuleList(
@@ -264,6 +266,25 @@ class CodecTask(Task):
 
     def export(self, folder: Path) -> None:
         self.codec.save_pretrained(folder)
+
+
+def first_codec(settings: CodecSettings) -> Encodec:
+    """The codec that training starts from.
+
+    Raises: ConfigError if the model to train on has another config than the recipe.
+    """
+    if settings.start.model is not None:
+        codec = Encodec.from_pretrained(settings.start.model)
+        if codec.config != settings.codec:
+            raise ConfigError(
+                f"{settings.start.model} has another config than the recipe's codec section; "
+                "copy the one from its config.json"
+            )
+        return codec.train()
+    codec = Encodec(settings.codec)
+    if settings.start.transform:
+        start_as_transform(codec.encoder, codec.decoder, settings.codec.seanet)
+    return codec
 
 
 @contextmanager
