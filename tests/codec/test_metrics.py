@@ -15,7 +15,6 @@ from sonorant.codec.metrics import (
     mel_distance,
     si_snr,
     visqol,
-    visqol_each,
 )
 from sonorant.errors import AudioError, DependencyError
 
@@ -100,10 +99,9 @@ def test_visqol_falls_as_noise_rises() -> None:
     pytest.importorskip("visqol")
     reference = noise(0, channels=2)
     versions = [mixed(reference, noise(1, channels=2), gain) for gain in (0.0, 0.03, 0.3)]
-    scores = list(visqol_each([(reference, version) for version in versions], processes=1))
+    scores = [visqol(reference, version) for version in versions]
     assert scores[0] == pytest.approx(4.73, abs=0.01)
     assert scores[0] > scores[1] > scores[2] >= 1
-    assert visqol(reference, versions[1]) == scores[1]
 
 
 def test_without_visqol_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

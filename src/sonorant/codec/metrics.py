@@ -9,12 +9,8 @@ mode, by the visqol-python package; perplexity as usual for vector quantizers (a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -74,16 +70,8 @@ def visqol(reference: Audio, decoded: Audio) -> float:
     Raises: AudioError if the sounds cannot be compared, or are shorter than a second or silent;
     DependencyError without visqol-python.
     """
-    return _visqol(*_visqol_input(reference, decoded))
-
-
-def visqol_each(pairs: Sequence[tuple[Audio, Audio]], processes: int) -> Iterator[float]:
-    """`visqol` of (reference, decoded) pairs, in order, on that many processes."""
-    inputs = [_visqol_input(*pair) for pair in pairs]
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_use_one_thread
-    ) as pool:
-        yield from pool.map(_visqol, *zip(*inputs, strict=True))
+    theirs, ours = _visqol_input(reference, decoded)
+    return float(_visqol_api().measure_from_arrays(theirs, ours, VISQOL_RATE).moslqo)
 
 
 def has_visqol() -> bool:
@@ -153,11 +141,6 @@ def _visqol_input(reference: Audio, decoded: Audio) -> tuple[Samples, Samples]:
     return theirs, ours
 
 
-def _visqol(reference: Samples, decoded: Samples) -> float:
-    result = _visqol_api().measure_from_arrays(reference, decoded, VISQOL_RATE)
-    return float(result.moslqo)
-
-
 @cache
 def _visqol_api() -> Any:
     try:
@@ -169,8 +152,3 @@ def _visqol_api() -> Any:
     api = VisqolApi()
     api.create(mode="audio")
     return api
-
-
-def _use_one_thread() -> None:
-    """One thread for each process: numba would start one per core in all of them."""
-    os.environ["NUMBA_NUM_THREADS"] = "1"
