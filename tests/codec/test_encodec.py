@@ -292,3 +292,30 @@ def test_training_forward_trims_to_the_input_and_reaches_every_weight() -> None:
     assert tokens.shape == (2, 2, 6)
     (reconstruction.pow(2).mean() + penalty).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_tokens_of_another_codec_are_refused() -> None:
+    model = tiny()
+    for token in (-1, QUANTIZER.codebook_size):
+        with pytest.raises(ShapeError, match="another codec"):
+            model.decode_batch(Encoded(torch.full((1, 2, 3), token), 24))
+
+
+def test_no_frames_are_no_sound() -> None:
+    assert tiny().decode_tokens(torch.zeros(1, 2, 0, dtype=torch.long)).shape == (1, 1, 0)
+
+
+def test_a_step_with_another_number_of_rows_than_the_state_is_refused() -> None:
+    model = tiny()
+    state = model.init_state(batch_size=2)
+    with pytest.raises(ShapeError, match="2 rows"):
+        model.encode_step(sound(1, HOP, batch=1), state)
+    with pytest.raises(ShapeError, match="2 rows"):
+        model.decode_step(Encoded(torch.zeros(1, 2, 1, dtype=torch.long), HOP), state)
+
+
+def test_a_model_made_in_inference_mode_works() -> None:
+    x = sound(1, 300)
+    expected = tiny().encode_batch(x).tokens
+    with torch.inference_mode():
+        assert torch.equal(tiny().encode_batch(x).tokens, expected)

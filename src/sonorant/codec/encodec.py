@@ -171,6 +171,10 @@ class EncodecCore(Model):
         self._check_input(chunk)
         return chunk
 
+    def _check_rows(self, x: Tensor, state: State) -> None:
+        if x.shape[0] != state.batch_size:
+            raise ShapeError(f"the state is for {state.batch_size} rows, this has {x.shape[0]}")
+
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[1] != self.channels:
             raise ShapeError(
@@ -185,6 +189,9 @@ class EncodecCore(Model):
                 f"tokens must be [batch, 1 to {self.config.quantizer.codebooks} codebooks, frames],"
                 f" got {list(tokens.shape)}"
             )
+        size = self.config.quantizer.codebook_size
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
+            raise ShapeError(f"tokens must lie from 0 to {size - 1}; these are of another codec")
 
 
 class Encodec(EncodecCore, StreamingModule):
@@ -210,7 +217,10 @@ class Encodec(EncodecCore, StreamingModule):
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         if not self.streams:
-            raise ConfigError("this model looks ahead and cannot run live; use encode and decode")
+            raise ConfigError(
+                "this model looks ahead or trims on the left, and cannot run live; use encode and "
+                "decode"
+            )
         like = next(self.parameters())
         samples = self.start_frames * self.hop_samples
         dimension = self.config.seanet.dimension
@@ -248,6 +258,8 @@ class Encodec(EncodecCore, StreamingModule):
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Sounds `[batch, channels, frames * hop]`, with the padding of the last frame."""
         self._check_tokens(tokens)
+        if tokens.shape[-1] == 0:
+            return next(self.parameters()).new_zeros(tokens.shape[0], self.channels, 0)
         if not self.streams or tokens.shape[-1] <= BLOCK_FRAMES:
             return self.decoder(self.quantizer.decode(tokens))
         state = self.init_state(tokens.shape[0])
@@ -272,6 +284,7 @@ class Encodec(EncodecCore, StreamingModule):
                 f"a live chunk is a multiple of {self.hop_samples} samples, got {x.shape[-1]}; "
                 "hand the rest of the stream to encode_flush"
             )
+        self._check_rows(x, state)
         slot = state[self]
         ready = self._past_start(x, slot.encoder_start, slot.encoder_filled, state)
         return self._encode_live(ready, state, bandwidth_kbps)
@@ -297,6 +310,7 @@ class Encodec(EncodecCore, StreamingModule):
     def decode_step(self, encoded: Encoded, state: State) -> Tensor:
         """Live sound `[batch, channels, frames * hop]`; none while the exact start is awaited."""
         slot = state[self]
+        self._check_rows(encoded.tokens, state)
         latent = self._latent(encoded.tokens)
         ready = self._past_start(latent, slot.decoder_start, slot.decoder_filled, state)
         return self._decode_live(ready, state)
@@ -368,7 +382,7 @@ def common_count(filled: Tensor, state: State) -> int:
         return int(filled.max())
     if bool((counts != counts[0]).any()):
         raise ShapeError(
-            "sessions of different ages share this batch, which the exact start cannot serve; "
-            "make the state with low_latency=True"
+            "sessions of different ages share this step, which the exact start cannot serve; let "
+            "them advance in turn with set_active, or make the state with low_latency=True"
         )
     return int(counts[0])

@@ -30,7 +30,7 @@ from sonorant.model import Model
 PICTURE_INCHES = (9.6, 2.5)
 DOTS_PER_INCH = 150
 # Share of the width that the axes take; the page needs it to put the playhead in its place.
-AXES_LEFT, AXES_RIGHT = 0.055, 0.995
+AXES_LEFT, AXES_RIGHT = 0.055, 0.985
 INK, WAVE = "#8b93a1", "#3d8bfd"
 PICTURE_RATE = 24_000  # Hz; pictures end at half of it, whatever the sound
 MELS, N_FFT, RANGE_DB = 128, 1024, 70

@@ -69,7 +69,8 @@ class PackedWeight:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[int, int] | None = None
+        self._source: Tensor | None = None
+        self._version = -1
         self._taps: list[Tensor] | TwoTaps | Tensor | None = None
 
     def conv(self, conv: nn.Conv1d) -> list[Tensor] | TwoTaps | Tensor:
@@ -101,10 +102,10 @@ class PackedWeight:
 
     def _fresh(self, module: nn.Module, weight: Tensor) -> bool:
         """Whether the weight differs from the one that was packed."""
-        if is_parametrized(module):
-            return True
-        key = (weight.data_ptr(), weight._version)
-        changed, self._key = key != self._key, key
+        if is_parametrized(module) or weight.is_inference():
+            return True  # made anew at every access, or without a version to tell changes by
+        changed = self._source is not weight or self._version != weight._version
+        self._source, self._version = weight, weight._version
         return changed
 
 

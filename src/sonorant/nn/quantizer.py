@@ -64,7 +64,7 @@ class Codebook(nn.Module):
         self.register_buffer("embed_sum", torch.zeros(size, dimension))
         self.register_buffer("usage", torch.zeros(size))
         self.register_buffer("initialized", torch.zeros(1))
-        self._half_norms: tuple[tuple[int, int], Tensor] | None = None
+        self._half_norms: tuple[Tensor, int, Tensor] | None = None
 
     def encode(self, x: Tensor) -> Tensor:
         """Index of the nearest codeword, the first of equals.
@@ -78,10 +78,14 @@ class Codebook(nn.Module):
         return F.embedding(tokens, self.embed)
 
     def _half_square_norms(self) -> Tensor:
-        version = (self.embed.data_ptr(), self.embed._version)
-        if self._half_norms is None or self._half_norms[0] != version:
-            self._half_norms = (version, 0.5 * self.embed.pow(2).sum(dim=-1))
-        return self._half_norms[1]
+        """Kept while the codewords stay the same."""
+        embed, kept = self.embed, self._half_norms
+        if embed.is_inference():  # has no version to tell changes by
+            return 0.5 * embed.pow(2).sum(dim=-1)
+        if kept is None or kept[0] is not embed or kept[1] != embed._version:
+            kept = (embed, embed._version, 0.5 * embed.pow(2).sum(dim=-1))
+            self._half_norms = kept
+        return kept[2]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, vectors_per_step: int | None = None) -> None:
@@ -98,6 +102,8 @@ class Codebook(nn.Module):
         means, counts = kmeans(x, self.config.codebook_size, self.config.kmeans_iterations)
         if vectors_per_step is not None:
             counts *= vectors_per_step / len(x)
+        elif dist.is_initialized():
+            counts *= dist.get_world_size()  # a training step counts the vectors of all ranks
         if dist.is_initialized():
             dist.broadcast(means, 0)
             dist.broadcast(counts, 0)
