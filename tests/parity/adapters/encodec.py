@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sonorant.codec.checkpoints import build, from_original
 from sonorant.codec.encodec import Encodec, EncodecConfig, EncodecCore
-from sonorant.codec.encodec_segments import SegmentedEncodec
+from sonorant.codec.encodec_segments import SegmentedEncodec, volume
+from sonorant.codec.encoded import Encoded
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig
 from tests.parity.runner import Case
@@ -62,31 +63,44 @@ def layer_outputs(module: nn.Module, x: Tensor, prefix: str) -> dict[str, Tensor
     return outputs
 
 
+def normalized(model: EncodecCore, x: Tensor) -> Tensor:
+    """What the encoder sees of one segment."""
+    return x / volume(x)[:, None, None] if model.config.normalize else x
+
+
+def untrimmed(model: EncodecCore, encoded: Encoded) -> Tensor:
+    """The decoded sound with the padding of the last frame."""
+    if isinstance(model, SegmentedEncodec):
+        return model.decode_tokens(encoded)
+    assert isinstance(model, Encodec)
+    return model.decode_tokens(encoded.tokens)
+
+
 @torch.no_grad()
 def whole(case: Case) -> dict[str, Tensor]:
     model = model_of(case)
-    assert isinstance(model, Encodec)
     x = case.input("x")
-    latent = model.encoder(x)
     encoded = model.encode_batch(x)
     computed = {
-        "latent": latent,
+        "latent": model.encoder(normalized(model, x)),
         "codes": encoded.tokens,
         "quantized": model.quantizer.decode(encoded.tokens),
-        "decoded": model.decode_tokens(encoded.tokens),
+        "decoded": untrimmed(model, encoded),
         "forward": model.decode_batch(encoded),
     }
+    if encoded.scales is not None:
+        computed["scale"] = encoded.scales
     for match in case.names(r"bw([\d.]+)\.codes"):
-        tokens = model.encode_batch(x, bandwidth_kbps=float(match[1])).tokens
-        computed[f"bw{match[1]}.codes"] = tokens
-        computed[f"bw{match[1]}.decoded"] = model.decode_tokens(tokens)
+        narrow = model.encode_batch(x, bandwidth_kbps=float(match[1]))
+        computed[f"bw{match[1]}.codes"] = narrow.tokens
+        computed[f"bw{match[1]}.decoded"] = untrimmed(model, narrow)
     for match in case.names(r"short(\d+)\.codes"):
         short = x[:1, :, : int(match[1])]
-        tokens = model.encode_batch(short).tokens
-        computed[f"short{match[1]}.latent"] = model.encoder(short)
-        computed[f"short{match[1]}.codes"] = tokens
-        computed[f"short{match[1]}.decoded"] = model.decode_tokens(tokens)
-    computed |= layer_outputs(model.encoder, x[:1], "enc")
+        few = model.encode_batch(short)
+        computed[f"short{match[1]}.latent"] = model.encoder(normalized(model, short))
+        computed[f"short{match[1]}.codes"] = few.tokens
+        computed[f"short{match[1]}.decoded"] = untrimmed(model, few)
+    computed |= layer_outputs(model.encoder, normalized(model, x[:1]), "enc")
     computed |= layer_outputs(model.decoder, model.quantizer.decode(encoded.tokens[:1]), "dec")
     return computed
 
@@ -126,8 +140,7 @@ def segmented(case: Case) -> dict[str, Tensor]:
         if encoded.scales is not None:
             computed["silence.scale"] = encoded.scales
     for match in case.names(r"norm(\d+)"):
-        part = x[:1, :, : int(match[1])]
-        part = part / model.encode_batch(part).scales[..., None]  # type: ignore[index]
+        part = normalized(model, x[:1, :, : int(match[1])])
         computed[match[0]] = part
         computed |= layer_outputs(model.encoder, part, "enc")
     return computed

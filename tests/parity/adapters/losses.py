@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -135,14 +136,20 @@ def relative_volumes(case: Case, prediction: Tensor, target: Tensor) -> dict[str
 
 # -- balancer -------------------------------------------------------------------------------------
 
-# The losses that config.json states as text, by that text.
-CLOSED_FORMS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "mean|pred - target|": lambda pred, target, step: (pred - target).abs().mean(),
-    "3 (1 + step) mean (pred - target)^2": lambda pred, target, step: (
-        3 * (1 + step) * (pred - target).square().mean()
-    ),
-    "0.01 sum cos(pred)": lambda pred, target, step: 0.01 * pred.cos().sum(),
+# The losses that config.json states as text: a factor, and one of these forms.
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean|pred - target|": lambda pred, target: (pred - target).abs().mean(),
+    "mean (pred - target)^2": lambda pred, target: (pred - target).square().mean(),
+    "sum cos(pred)": lambda pred, target: pred.cos().sum(),
 }
+
+
+def stated_loss(text: str, pred: Tensor, target: Tensor, step: int) -> Tensor:
+    """The value of a loss such as `3 (1 + step) mean (pred - target)^2`."""
+    match = re.fullmatch(r"(?:([\d.e-]+) )?(\(1 \+ step\) )?(.+)", text)
+    assert match is not None, text
+    factor = float(match[1] or 1) * (1 + step if match[2] else 1)
+    return factor * FORMS[match[3]](pred, target)
 
 
 def balancer(case: Case) -> dict[str, Tensor]:
@@ -164,7 +171,7 @@ def balancer(case: Case) -> dict[str, Tensor]:
         computed[f"{name}.input"] = pred
         pred = pred.clone().requires_grad_()
         losses = {
-            loss: CLOSED_FORMS[text](pred, target, step) for loss, text in config["losses"].items()
+            loss: stated_loss(text, pred, target, step) for loss, text in config["losses"].items()
         }
         for loss, value in losses.items():
             computed[f"{name}.loss.{loss}"] = value
