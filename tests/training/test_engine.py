@@ -127,6 +127,12 @@ def test_resume_forgets_what_was_logged_after_the_checkpoint(tmp_path: Path) -> 
     assert [line["step"] for line in log_lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_resuming_with_another_batch_size_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, steps=4, evaluate_every=0)
+    with pytest.raises(ConfigError, match="cannot continue exactly"):
+        run(tmp_path, resume=True, steps=6, evaluate_every=0, batch_size=5)
+
+
 def test_divergence_stops_the_run_before_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SonorantError, match=r"diverged before step 5: loss"):
         run(tmp_path, settings={"diverge_at_step": 4}, log_every=1, evaluate_every=0)

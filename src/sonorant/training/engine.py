@@ -238,9 +238,12 @@ class Engine:
             part.mkdir()
             with self._finished_model():
                 self.task.export(part)
-            final = self.folder / "model"
-            shutil.rmtree(final, ignore_errors=True)
+            final, old = self.folder / "model", self.folder / "model.old"
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                final.rename(old)
             part.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -281,9 +284,19 @@ class Engine:
         return {
             "step": self.step,
             "processes": self.accelerator.num_processes,
+            "order": self._order(),
             "modules": _state_dicts(self.modules),
             "optimizers": _state_dicts(self.optimizers),
             "averages": _state_dicts(self.averages),
+        }
+
+    def _order(self) -> dict[str, int]:
+        """The numbers that decide which items make which step."""
+        config = self.config
+        return {
+            "batch_size": config.batch_size,
+            "accumulate": config.accumulate,
+            "seed": config.seed,
         }
 
     def _process_state(self) -> dict[str, Any]:
@@ -301,6 +314,11 @@ class Engine:
             raise ConfigError(
                 f"{path} was saved by {state['processes']} process(es) and cannot continue exactly "
                 f"with {self.accelerator.num_processes}; launch as many as before"
+            )
+        if state["order"] != self._order():
+            raise ConfigError(
+                f"{path} was saved with {state['order']} and cannot continue exactly with "
+                f"{self._order()}; keep these numbers, or begin a new run"
             )
         _load_state_dicts(self.modules, state["modules"], path)
         _load_state_dicts(self.optimizers, state["optimizers"], path)
