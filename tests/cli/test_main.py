@@ -65,6 +65,8 @@ def run_subcommand(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
         f"import click, os, signal\n@click.command()\ndef extra():\n    {body}\n"
     )
     program = (
+        # A shell's background jobs inherit that SIGINT is ignored; a terminal's command does not.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys\nfrom sonorant.cli.main import SUBCOMMANDS, Subcommand, main\n"
         "SUBCOMMANDS['extra'] = Subcommand('extra:extra', '')\n"
         "sys.argv = ['sonorant', 'extra']\nmain()"
