@@ -1,10 +1,10 @@
 """The container: bits in and out, streaming, and refusal of everything that is not as written."""
 
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +16,6 @@ from sonorant.codec.container import (
     ContainerReader,
     ContainerWriter,
     Header,
-    pack_bits,
-    unpack_bits,
 )
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import FormatError, ShapeError
@@ -57,18 +55,6 @@ def encoded(frames: int, header: Header = HEADER, seed: int = 0) -> Encoded:
 def segments(*frames: int) -> Encoded:
     scales = torch.rand(1, len(frames)) + 0.1
     return Encoded(tokens(sum(frames)), sum(frames) * HOP, scales, frames)
-
-
-@given(bits=st.integers(1, 16), data=st.data())
-def test_bits_come_back_as_packed(bits: int, data: st.DataObject) -> None:
-    values = np.array(data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=1)), np.int64)
-    packed = pack_bits(values, bits)
-    assert len(packed) == -(-len(values) * bits // 8)
-    assert unpack_bits(packed, len(values), bits).tolist() == values.tolist()
-
-
-def test_bits_lie_most_significant_first() -> None:
-    assert pack_bits(np.array([0b1011, 0b0001, 0b1]), 4) == bytes([0b10110001, 0b00010000])
 
 
 @settings(max_examples=30, deadline=None)
@@ -274,6 +260,19 @@ def test_nothing_is_left_without_finish_or_after_an_error(tmp_path: Path) -> Non
         break_off(tmp_path / "a.snr", None)
     with pytest.raises(FormatError, match="are not the sound"):
         break_off(tmp_path / "a.snr", 5)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("room", [10, 1000])
+def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path, room: int) -> None:
+    """The limit on a file's size stands in for the disk's: the write fails the same way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(FormatError, match=r"cannot write .*a\.snr: File too large"):
+            write(tmp_path / "a.snr", [encoded(BLOCK_FRAMES)] * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == []
 
 

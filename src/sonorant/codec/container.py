@@ -13,20 +13,19 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sonorant.codec.bits import Tokens, pack_bits, unpack_bits
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import FormatError, ShapeError
-
-Tokens = npt.NDArray[np.int64]
 
 # As in PNG: a byte above 127 and line ends of both kinds give away files sent as text.
 MAGIC = b"\x89SNR\r\n\x1a\n"
@@ -146,7 +145,7 @@ class ContainerWriter:
 
     Use it in a `with` statement and end with `finish`; the file gets its name only then. Without
     it, or after an error, nothing is left.
-    Raises: FormatError if the folder does not exist; OSError as writing does.
+    Raises: FormatError if the file cannot be written.
     """
 
     def __init__(self, path: str | Path, header: Header) -> None:
@@ -156,7 +155,9 @@ class ContainerWriter:
         self._pending: Tokens = np.empty((0, header.codebooks), np.int64)  # [frames, codebooks]
         self._frames = self._samples = self._checksum = 0
         self._part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
-        self._file = self._part.open("wb")
+        with self._explained():
+            # Unbuffered, so that an error shows where it happens and not when it is cleaned up.
+            self._file = self._part.open("wb", buffering=0)
         try:
             self._append(header.pack())
         except BaseException:
@@ -209,7 +210,8 @@ class ContainerWriter:
             )
         self._append(COUNT.pack(0) + END.pack(totals.frames, totals.samples, totals.source_samples))
         self._file.close()
-        os.replace(self._part, self.path)
+        with self._explained():
+            os.replace(self._part, self.path)
 
     def _check(self, encoded: Encoded) -> None:
         header = self.header
@@ -240,11 +242,21 @@ class ContainerWriter:
 
     def _append(self, data: bytes) -> None:
         self._checksum = zlib.crc32(data, self._checksum)
-        self._file.write(data + CHECKSUM.pack(self._checksum))
+        left = memoryview(data + CHECKSUM.pack(self._checksum))
+        with self._explained():
+            while left:
+                left = left[self._file.write(left) :]
 
     def _discard(self) -> None:
         self._file.close()
         self._part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FormatError(f"cannot write {self.path}: {error.strerror}") from error
 
 
 class ContainerReader:
@@ -369,26 +381,3 @@ class _Parts:
         self._checksum = zlib.crc32(part, self._checksum)
         if CHECKSUM.unpack(self._take(CHECKSUM.size))[0] != self._checksum:
             raise FormatError(f"{self._path} is damaged: a checksum does not fit")
-
-
-def pack_bits(values: Tokens, bits: int) -> bytes:
-    """Values `[n]` one after the other, most significant bit first; zeros fill the last byte.
-
-    >>> pack_bits(np.array([1, 2, 3]), bits=3).hex()
-    '2980'
-    """
-    shifts = np.arange(bits - 1, -1, -1)
-    return np.packbits((values[:, None] >> shifts & 1).astype(np.uint8)).tobytes()
-
-
-def unpack_bits(data: bytes, count: int, bits: int) -> Tokens:
-    """The inverse of `pack_bits`: `count` values.
-
-    >>> unpack_bits(bytes.fromhex("2980"), count=3, bits=3)
-    array([1, 2, 3])
-    """
-    unpacked = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits)
-    values = np.zeros(count, np.int64)
-    for plane in unpacked.reshape(count, bits).T:
-        values = values << 1 | plane
-    return values
