@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from sonorant.audio import Audio
+from sonorant.codec.codec import Codec
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ConfigError, ShapeError
-from sonorant.model import Model
 from sonorant.nn.quantizer import QuantizerConfig, ResidualQuantizer
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.state import State, StreamingModule
@@ -74,7 +74,7 @@ ENCODEC_48KHZ = EncodecConfig(
 )
 
 
-class EncodecCore(Model):
+class EncodecCore(Codec):
     """Encoder, quantizer and decoder, and the arithmetic of rates that all EnCodec models share."""
 
     config_type: ClassVar[type[msgspec.Struct]] = EncodecConfig
@@ -89,6 +89,14 @@ class EncodecCore(Model):
         self.channels = config.seanet.channels
         self.hop_samples = math.prod(config.seanet.ratios)
         self.frame_rate = math.ceil(self.sample_rate / self.hop_samples)
+
+    @property
+    def segmented(self) -> bool:
+        return self.config.segment_seconds is not None
+
+    @property
+    def scaled(self) -> bool:
+        return self.config.normalize
 
     def codebooks_for(self, bandwidth_kbps: float | None = None) -> int:
         """How many codebooks a bandwidth in kb/s pays for; all of them for None.
@@ -105,43 +113,6 @@ class EncodecCore(Model):
         paid = max(1, math.floor(bandwidth_kbps * 1000 / bits_per_second))
         return min(paid, self.config.quantizer.codebooks)
 
-    def bandwidth_of(self, codebooks: int) -> float:
-        """The bandwidth in kb/s of tokens of that many codebooks."""
-        bits = math.log2(self.config.quantizer.codebook_size)
-        return codebooks * bits * self.sample_rate / self.hop_samples / 1000
-
-    def frames_of(self, samples: int) -> int:
-        """How many frames stand for that many samples at the codec's rate."""
-        return -(-samples // self.hop_samples)
-
-    def encode(self, audio: Audio, bandwidth_kbps: float | None = None) -> Encoded:
-        """Turn a sound of any rate, mono or stereo, into tokens `[1, codebooks, frames]`.
-
-        Raises: AudioError for an empty sound, one with more than two channels or with samples that
-        are not finite; ConfigError for an unknown bandwidth.
-        """
-        return self.encode_batch(self._batch_of(audio)[0], bandwidth_kbps)
-
-    def decode(self, encoded: Encoded) -> Audio:
-        """The sound of the first row of tokens, at the codec's rate."""
-        return Audio(self.decode_batch(encoded)[0], self.sample_rate)
-
-    def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
-        """Tokens of sounds `[batch, channels, time]` at the codec's rate."""
-        raise NotImplementedError
-
-    def decode_batch(self, encoded: Encoded) -> Tensor:
-        """Sounds `[batch, channels, encoded.samples]` of tokens."""
-        raise NotImplementedError
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Weights and codewords, without the moving averages that only training needs."""
-        return {
-            name: tensor
-            for name, tensor in super().saved_tensors().items()
-            if not name.startswith("quantizer.") or name.endswith(".embed")
-        }
-
     def forward(self, x: Tensor, codebooks: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass over whole sounds `[batch, channels, time]`.
 
@@ -149,49 +120,6 @@ class EncodecCore(Model):
         """
         quantized, tokens, penalty = self.quantizer(self.encoder(x), codebooks)
         return self.decoder(quantized)[..., : x.shape[-1]], tokens, penalty
-
-    def _batch_of(self, audio: Audio) -> tuple[Tensor, int]:
-        """The sound as `[1, channels, time]` at the codec's rate, and its length."""
-        if audio.channels > 2:
-            raise AudioError(
-                f"this sound has {audio.channels} channels; mix it down to one or two first"
-            )
-        converted = audio.to(self.sample_rate, self.channels)
-        device = next(self.parameters()).device
-        return converted.samples[None].to(device), converted.samples.shape[-1]
-
-    def _chunk(self, chunk: Audio | Tensor) -> Tensor:
-        if isinstance(chunk, Audio):
-            if chunk.sample_rate != self.sample_rate:
-                raise AudioError(
-                    f"a live chunk must come at {self.sample_rate} Hz, got {chunk.sample_rate}; "
-                    "let sonorant.blocks convert the stream"
-                )
-            chunk = chunk.samples[None].to(next(self.parameters()).device)
-        self._check_input(chunk)
-        return chunk
-
-    def _check_rows(self, x: Tensor, state: State) -> None:
-        if x.shape[0] != state.batch_size:
-            raise ShapeError(f"the state is for {state.batch_size} rows, this has {x.shape[0]}")
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 3 or x.shape[1] != self.channels:
-            raise ShapeError(
-                f"this codec takes [batch, {self.channels}, time], got {list(x.shape)}"
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise AudioError("the sound has samples that are not finite numbers; repair it first")
-
-    def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.dim() != 3 or not 1 <= tokens.shape[1] <= self.config.quantizer.codebooks:
-            raise ShapeError(
-                f"tokens must be [batch, 1 to {self.config.quantizer.codebooks} codebooks, frames],"
-                f" got {list(tokens.shape)}"
-            )
-        size = self.config.quantizer.codebook_size
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
-            raise ShapeError(f"tokens must lie from 0 to {size - 1}; these are of another codec")
 
 
 class Encodec(EncodecCore, StreamingModule):

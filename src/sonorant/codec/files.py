@@ -18,6 +18,7 @@ import torch
 
 from sonorant.audio import Audio, AudioInfo, AudioWriter, blocks, info
 from sonorant.audio.sound import Converter, Samples, to_numpy
+from sonorant.codec.codec import TRAINING_BUFFERS, Codec
 from sonorant.codec.container import (
     FINGERPRINT_BYTES,
     Block,
@@ -25,20 +26,15 @@ from sonorant.codec.container import (
     ContainerWriter,
     Header,
 )
-from sonorant.codec.encodec import Encodec
-from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, CheckpointError, FormatError
 from sonorant.hub.table import known
 from sonorant.model import load
 
-Codec = Encodec | SegmentedEncodec
 Progress = Callable[[float, float], None]
 """Called with the seconds done and the seconds in all."""
 
 STEP_FRAMES = 75  # frames coded at once: one second of the 24 kHz models
-# The quantizer's moving averages: training goes on from them; no token or sound depends on them.
-TRAINING_BUFFERS = ("embed_sum", "usage", "initialized")
 
 
 def load_codec(name_or_path: str | Path) -> Codec:
@@ -153,8 +149,8 @@ def _traits(model: Codec) -> dict[str, Any]:
         "sample_rate": model.sample_rate,
         "channels": model.channels,
         "codebook_size": model.config.quantizer.codebook_size,
-        "segmented": model.config.segment_seconds is not None,
-        "scaled": model.config.normalize,
+        "segmented": model.segmented,
+        "scaled": model.scaled,
     }
 
 
@@ -195,7 +191,7 @@ def _steps(block: Block, model: Codec) -> Iterator[Encoded]:
     """A block as the codec takes it: a segment as a whole, other tokens in short steps."""
     device = next(model.parameters()).device
     tokens = block.tokens.to(device)
-    if model.config.segment_seconds is None:
+    if not model.segmented:
         for part in tokens.split(STEP_FRAMES, dim=-1):
             yield Encoded(part, part.shape[-1] * model.hop_samples)
         return
