@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sonorant.errors import CheckpointError
-from sonorant.hub.tensors import read_tensors
+from sonorant.hub.tensors import read_pickle, read_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.arange(4)}
 
@@ -140,3 +140,25 @@ def test_anything_but_dense_tensors_by_name_is_refused(tmp_path: Path, content: 
     torch.save(content, tmp_path / "w.th")
     message = error_of(tmp_path / "w.th")
     assert "tensor" in message
+
+
+class Foreign:
+    """A class that the file names and this package does not have."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+class Inert:
+    value: int
+
+
+def test_objects_become_stand_ins_where_those_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.th"
+    torch.save({"best_state": {"w": torch.ones(2)}, "config": Foreign(3)}, path)
+    content = read_pickle(path, {f"{__name__}.Foreign": Inert})
+    assert torch.equal(content["best_state"]["w"], torch.ones(2))
+    assert type(content["config"]) is Inert
+    assert content["config"].value == 3
+    with pytest.raises(CheckpointError, match="Foreign"):
+        read_pickle(path)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from sonorant.errors import CheckpointError
 
@@ -22,12 +25,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises: CheckpointError for a missing, damaged or truncated file, one that holds anything but
     dense tensors by name, or one that asks to run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty; fetch it again")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    path = _existing(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _pickled_tensors(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -37,14 +36,36 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: str | Path, stand_ins: Mapping[str, type] | None = None) -> Any:
+    """The content of a torch pickle: tensors, numbers, text, and containers of these.
+
+    stand_ins: classes of ours by the full name of the ones that the file asks for; what it stores
+        about their objects becomes the attributes of ours. Their methods must trust nothing.
+    Raises: CheckpointError for a missing, damaged or truncated file, or one that asks for anything
+    else.
+    """
+    path = _existing(path)
     if zipfile.is_zipfile(path):
         _refuse_compressed(path)
+    allowed: list[Any] = [(kind, name) for name, kind in (stand_ins or {}).items()]
     try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"), safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of chance can fail anywhere in the reader
         raise CheckpointError(_reason(path, str(error))) from error
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty; fetch it again")
+    return path
+
+
+def _pickled_tensors(path: Path) -> dict[str, Tensor]:
+    content = read_pickle(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} does not hold tensors by name")
     for name, value in content.items():
