@@ -19,12 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sonorant.errors import CheckpointError
-from sonorant.hub.fetch import fetch_files, fetch_repository
-from sonorant.hub.table import ModelEntry, known, resolve
+from sonorant.hub.fetch import fetch_files, fetch_first, fetch_repository
+from sonorant.hub.table import LayoutEntry, ModelEntry, known, resolve
 from sonorant.hub.tensors import read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+"""What transformers calls the weights, the better format first."""
+WEIGHTS_SUFFIXES = (".safetensors", ".bin")
 FORMAT_VERSION = 1
 HUB_NAME = r"(?!sonorant/)[\w-][\w.-]*/[\w.-]+"
 """owner/name; our own models are all in the table."""
@@ -52,50 +55,86 @@ class Checkpoint(msgspec.Struct, frozen=True):
 def open_checkpoint(name_or_path: str | Path, like: str | None = None) -> Checkpoint:
     """Find and read a model: a known name, a folder, a file, or a hub repository `owner/name`.
 
-    A file in a published layout is recognised by its name or its digest; `like`, a known model's
-    name, says it for any other.
+    Published layouts are recognised by what the files say of themselves, by a file's name, or by
+    its digest; `like`, a known model's name, says it for any other file.
     Raises: CheckpointError saying what is wrong and what to do.
     """
     path, name = Path(name_or_path), str(name_or_path)
     if like is not None:
-        return _read_entry(known().model(like), [path])
+        return _read_like(known().model(like), path)
     if name in known().models and not isinstance(name_or_path, Path):
         return _open_entry(known().models[name])
     if path.is_dir():
-        return _read_saved(path / CONFIG_FILE, path / WEIGHTS_FILE)
+        return _read_folder(path)
     if path.is_file():
         return _open_file(path)
     if re.fullmatch(HUB_NAME, name):
-        config, weights = fetch_repository(name, [CONFIG_FILE, WEIGHTS_FILE])
-        return _read_saved(config, weights, name)
+        return _open_repository(name, name)
     return _open_entry(known().model(name))
 
 
 def _open_entry(entry: ModelEntry) -> Checkpoint:
+    repository = str(entry.repository)
     if entry.files:
         return _read_entry(entry, fetch_files(entry))
     folder = entry.package_folder
     if folder is not None:
-        return _read_saved(folder / CONFIG_FILE, folder / WEIGHTS_FILE, entry.name)
-    config, weights = fetch_repository(str(entry.repository), [CONFIG_FILE, WEIGHTS_FILE])
-    return _read_saved(config, weights, entry.name)
+        return _read_described(folder / CONFIG_FILE, folder / WEIGHTS_FILE, entry.name)
+    if entry.paths:
+        return _read_entry(entry, fetch_repository(repository, entry.paths))
+    layout = known().layouts.get(entry.layout or "")
+    if layout is not None and layout.file is not None:
+        return _read_layout(layout, fetch_repository(repository, [layout.file]), entry.name)
+    return _open_repository(repository, entry.name)
+
+
+def _open_repository(repository: str, name: str) -> Checkpoint:
+    config = fetch_first(repository, [CONFIG_FILE])
+    return _read_described(config, fetch_first(repository, WEIGHTS_FILES), name)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    if not (folder / CONFIG_FILE).is_file():
+        for layout in known().layouts.values():
+            if layout.file is not None and (folder / layout.file).is_file():
+                return _read_layout(layout, [folder / layout.file])
+    there = [folder / name for name in WEIGHTS_FILES if (folder / name).is_file()]
+    return _read_described(folder / CONFIG_FILE, there[0] if there else folder / WEIGHTS_FILE)
 
 
 def _open_file(path: Path) -> Checkpoint:
     if path.name == CONFIG_FILE:
-        return _read_saved(path, path.with_name(WEIGHTS_FILE))
-    if path.suffix == ".safetensors" and path.with_name(CONFIG_FILE).is_file():
-        return _read_saved(path.with_name(CONFIG_FILE), path)
+        return _read_folder(path.parent)
+    for layout in known().layouts.values():
+        if path.name == layout.file:
+            return _read_layout(layout, [path])
+    entries = known().models.values()
+    for entry in entries:
+        if path.name in [*entry.paths, *(remote.name for remote in entry.files)]:
+            return _read_entry(entry, [path])
+    if path.suffix in WEIGHTS_SUFFIXES and path.with_name(CONFIG_FILE).is_file():
+        return _read_described(path.with_name(CONFIG_FILE), path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    for entry in known().models.values():
-        for remote in entry.files:
-            if path.name == remote.name or digest.startswith(remote.sha256):
-                return _read_entry(entry, [path])
+    for entry in entries:
+        if any(digest.startswith(remote.sha256) for remote in entry.files):
+            return _read_entry(entry, [path])
     raise CheckpointError(
         f"{path} does not say which model it is of; put a {CONFIG_FILE} beside it, or name the "
         "published model whose layout and size it has: load(path, like='encodec_24khz')"
     )
+
+
+def _read_like(entry: ModelEntry, path: Path) -> Checkpoint:
+    """Read a file, or a folder of a layout with a config, as what a known model's files are."""
+    if entry.layout is None:
+        return _read_entry(entry, [path])
+    layout = known().layouts[entry.layout]
+    if layout.file is not None:
+        return _read_layout(layout, [path / layout.file if path.is_dir() else path])
+    if path.is_dir():
+        return _read_folder(path)
+    return _read_layout(layout, [path.with_name(CONFIG_FILE), path])
 
 
 def _read_entry(entry: ModelEntry, files: list[Path]) -> Checkpoint:
@@ -104,6 +143,37 @@ def _read_entry(entry: ModelEntry, files: list[Path]) -> Checkpoint:
         raise CheckpointError(f"{entry.name} has no published layout of its own; load its folder")
     config, tensors = resolve(entry.translator)(files, entry)
     return Checkpoint(entry.system, entry.name, config, tensors, str(files[0]))
+
+
+def _read_layout(layout: LayoutEntry, files: list[Path], name: str | None = None) -> Checkpoint:
+    """Read files that say themselves what they hold."""
+    system, config, tensors = resolve(layout.reader)(files)
+    return Checkpoint(system, name, config, tensors, str(files[-1]))
+
+
+def _read_described(config_path: Path, weights_path: Path, name: str | None = None) -> Checkpoint:
+    """Read weights that a `config.json` describes, ours or that of a published layout."""
+    model_type = _model_type(config_path)
+    if model_type is None:
+        return _read_saved(config_path, weights_path, name)
+    for layout in known().layouts.values():
+        if layout.model_type == model_type:
+            return _read_layout(layout, [config_path, weights_path], name)
+    types = ", ".join(sorted(filter(None, (each.model_type for each in known().layouts.values()))))
+    raise CheckpointError(
+        f"{config_path} is not a Sonorant model's config, and of transformers' model types this "
+        f"version reads {types}, not {model_type!r:.80}"
+    )
+
+
+def _model_type(config_path: Path) -> str | None:
+    """What transformers says of a model; None for our own configs and for what is none."""
+    try:
+        config = msgspec.json.decode(config_path.read_bytes())
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None  # reading it as ours says what is wrong
+    found = config.get("model_type") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _read_saved(config_path: Path, weights_path: Path, name: str | None = None) -> Checkpoint:

@@ -8,10 +8,11 @@ library's own cache.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sonorant.errors import CheckpointError
-from sonorant.hub.table import ModelEntry, RemoteFile
+from sonorant.hub.table import ModelEntry, RemoteFile, known
 
 TRUE_WORDS = {"1", "true", "yes", "on"}
 
@@ -33,8 +34,14 @@ def cached_path(file: RemoteFile) -> Path:
 
 
 def is_cached(entry: ModelEntry) -> bool:
-    """Whether all files of a model that is downloaded by address are there."""
-    return bool(entry.files) and all(cached_path(file).is_file() for file in entry.files)
+    """Whether a model that is downloaded is already here."""
+    if entry.repository is None:
+        return bool(entry.files) and all(cached_path(file).is_file() for file in entry.files)
+    from huggingface_hub import try_to_load_from_cache
+
+    layout = known().layouts.get(entry.layout or "")
+    names = entry.paths or ((layout and layout.file) or "config.json",)
+    return all(isinstance(try_to_load_from_cache(entry.repository, name), str) for name in names)
 
 
 def fetch_files(entry: ModelEntry) -> list[Path]:
@@ -69,15 +76,23 @@ def _fetch(file: RemoteFile) -> Path:
     return target
 
 
-def fetch_repository(repository: str, names: list[str]) -> list[Path]:
+def fetch_repository(repository: str, names: Iterable[str]) -> list[Path]:
     """Files of a Hugging Face hub repository. Raises: CheckpointError if any cannot be had."""
+    return [fetch_first(repository, [name]) for name in names]
+
+
+def fetch_first(repository: str, names: Sequence[str]) -> Path:
+    """The first of these files that the repository has. Raises: CheckpointError if it has none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
+    first, *others = names
     offline = is_offline()
     try:
-        return [Path(hf_hub_download(repository, name, local_files_only=offline)) for name in names]
+        return Path(hf_hub_download(repository, first, local_files_only=offline))
     except (EntryNotFoundError, HFValidationError, OSError) as error:
+        if others and isinstance(error, EntryNotFoundError):
+            return fetch_first(repository, others)
         reason = str(error).strip().partition("\n")[0]
         if offline:
             reason = "the environment says offline, and the hub's cache does not hold it"

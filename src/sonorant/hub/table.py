@@ -34,6 +34,22 @@ class RemoteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.url.rsplit("/", 1)[-1]
 
 
+class LayoutEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A published layout whose files say themselves what they hold, and who reads them.
+
+    It is known by the `model_type` in a `config.json` beside the weights, as transformers writes
+    them, or by the name of its only file.
+    """
+
+    reader: str
+    model_type: str | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model_type is None) == (self.file is None):
+            raise ConfigError(f"the layout of {self.reader} needs one of model_type and file")
+
+
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A known model: what it is and where its files are (see the head of `models.toml`)."""
 
@@ -43,13 +59,24 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     package: str | None = None
     repository: str | None = None
+    paths: tuple[str, ...] = ()
     files: tuple[RemoteFile, ...] = ()
     translator: str | None = None
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.package, self.repository, self.files))) != 1:
             raise ConfigError(
                 f"the model {self.title!r} needs one of package, repository and files"
+            )
+        if bool(self.paths) != bool(self.repository and self.translator):
+            raise ConfigError(
+                f"the model {self.title!r} needs paths in its repository just when a translator "
+                "reads them"
+            )
+        if self.layout is not None and (self.translator is not None or not self.repository):
+            raise ConfigError(
+                f"the model {self.title!r} has a layout: it needs a repository, no translator"
             )
 
     @property
@@ -63,6 +90,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     systems: dict[str, SystemEntry]
     models: dict[str, ModelEntry]
+    layouts: dict[str, LayoutEntry] = {}
 
     def model(self, name: str) -> ModelEntry:
         """The entry of a known name. Raises: CheckpointError that lists similar names."""
@@ -95,7 +123,9 @@ def parse_table(text: str) -> Table:
     }
     for entry in models.values():
         table.system(entry.system)
-    return Table(table.systems, models)
+        if entry.layout is not None and entry.layout not in table.layouts:
+            raise ConfigError(f"models.toml: {entry.name} names no layout: {entry.layout!r}")
+    return Table(table.systems, models, table.layouts)
 
 
 @functools.cache
