@@ -12,7 +12,7 @@ frame: through the biases it has a key and a value.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import torch
@@ -125,7 +125,57 @@ class CodebookHeads(nn.Module):
         return y.unflatten(-1, (codebooks, -1))
 
 
-class EntropyModel(Model):
+class EntropyCore(Model):
+    """A transformer over frames, between the embedding and the heads of a kind of entropy model."""
+
+    config: Any
+
+    def __init__(self, config: Any, embedding: nn.Module, heads: nn.Module) -> None:
+        super().__init__(config)
+        self.embedding = embedding
+        self.norm_in = nn.LayerNorm(config.transformer.width) if config.norm_in else nn.Identity()
+        self.transformer = Transformer(config.transformer, ZeroStartAttention)
+        self.heads = heads
+
+    @property
+    def streams(self) -> bool:
+        return True
+
+    def hidden(
+        self, previous: Tensor, state: State | None = None, first_position: int = 0
+    ) -> Tensor:
+        """What the frames before say of each frame: [batch, frames, width].
+
+        first_position: where an offline sequence begins; in training, not to learn from positions
+        near 0 alone (section 3.3).
+        Raises: ShapeError for more codebooks than the model has.
+        """
+        codebooks = previous.shape[1]
+        if not 1 <= codebooks <= self.config.codebooks:
+            raise ShapeError(
+                f"this entropy model knows 1 to {self.config.codebooks} codebooks, not {codebooks}"
+            )
+        x = self.norm_in(self.embedding(previous))
+        if first_position:
+            x = x + self._moved(x, first_position)
+        return self.transformer(x, state)
+
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [batch, codebook_size, codebooks, frames] of the tokens of each frame.
+
+        Shape: hidden [batch, frames, width], as `hidden` gives it; tokens int64 [batch, codebooks,
+        frames], of which a token's own logits see at most the coarser ones of its frame.
+        """
+        raise NotImplementedError
+
+    def _moved(self, x: Tensor, first_position: int) -> Tensor:
+        """What turns the positions from 0 that the transformer adds into those from another."""
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        add, nothing = self.transformer.positions.add, torch.zeros_like(x[:1])
+        return add(nothing, positions + first_position) - add(nothing, positions)
+
+
+class EntropyModel(EntropyCore):
     """Distributions of the next frame's tokens, given the frames before.
 
     Shape: previous int64 [batch, codebooks, frames], the frame before each (see `previous_tokens`)
@@ -138,27 +188,23 @@ class EntropyModel(Model):
     system: ClassVar[str] = "encodec_entropy"
     config_type: ClassVar[type[msgspec.Struct]] = EntropyConfig
     config: EntropyConfig
+    embedding: CodebookEmbedding
+    heads: CodebookHeads
 
     def __init__(self, config: EntropyConfig) -> None:
-        super().__init__(config)
-        width = config.transformer.width
-        self.embedding = CodebookEmbedding(config.codebooks, config.codebook_size + 1, width)
-        self.norm_in = nn.LayerNorm(width) if config.norm_in else nn.Identity()
-        self.transformer = Transformer(config.transformer, ZeroStartAttention)
-        self.heads = CodebookHeads(config.codebooks, config.codebook_size, width)
-
-    @property
-    def streams(self) -> bool:
-        return True
+        size, width = config.codebook_size, config.transformer.width
+        super().__init__(
+            config,
+            CodebookEmbedding(config.codebooks, size + 1, width),
+            CodebookHeads(config.codebooks, size, width),
+        )
 
     def forward(self, previous: Tensor, state: State | None = None) -> Tensor:
-        codebooks = previous.shape[1]
-        if not 1 <= codebooks <= self.config.codebooks:
-            raise ShapeError(
-                f"this entropy model knows 1 to {self.config.codebooks} codebooks, not {codebooks}"
-            )
-        x = self.transformer(self.norm_in(self.embedding(previous)), state)
-        return self.heads(x, codebooks).permute(0, 3, 2, 1)
+        return self.logits(self.hidden(previous, state), previous)
+
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [batch, codebook_size, codebooks, frames]; of `tokens` only the number counts."""
+        return self.heads(hidden, tokens.shape[1]).permute(0, 3, 2, 1)
 
     def probabilities(self, previous: Tensor, state: State | None = None) -> Tensor:
         """The same as probabilities, which sum to 1 over `codebook_size`."""
