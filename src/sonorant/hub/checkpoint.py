@@ -80,8 +80,9 @@ def _open_entry(entry: ModelEntry) -> Checkpoint:
     folder = entry.package_folder
     if folder is not None:
         return _read_described(folder / CONFIG_FILE, folder / WEIGHTS_FILE, entry.name)
-    if entry.paths:
-        return _read_entry(entry, fetch_repository(repository, entry.paths))
+    if entry.translator is not None:
+        paths = entry.paths or (WEIGHTS_FILE, CONFIG_FILE)
+        return _read_entry(entry, fetch_repository(repository, paths))
     layout = known().layouts.get(entry.layout or "")
     if layout is not None and layout.file is not None:
         return _read_layout(layout, fetch_repository(repository, [layout.file]), entry.name)
@@ -134,7 +135,7 @@ def _read_like(entry: ModelEntry, path: Path) -> Checkpoint:
         return _read_layout(layout, [path / layout.file if path.is_dir() else path])
     if path.is_dir():
         return _read_folder(path)
-    return _read_layout(layout, [path.with_name(CONFIG_FILE), path])
+    return _read_layout(layout, [path, path.with_name(CONFIG_FILE)])
 
 
 def _read_entry(entry: ModelEntry, files: list[Path]) -> Checkpoint:
@@ -147,8 +148,11 @@ def _read_entry(entry: ModelEntry, files: list[Path]) -> Checkpoint:
 
 def _read_layout(layout: LayoutEntry, files: list[Path], name: str | None = None) -> Checkpoint:
     """Read files that say themselves what they hold."""
+    if layout.reader is None:
+        found = _read_entry(known().model(str(layout.like)), files)
+        return msgspec.structs.replace(found, name=name)
     system, config, tensors = resolve(layout.reader)(files)
-    return Checkpoint(system, name, config, tensors, str(files[-1]))
+    return Checkpoint(system, name, config, tensors, str(files[0]))
 
 
 def _read_described(config_path: Path, weights_path: Path, name: str | None = None) -> Checkpoint:
@@ -158,7 +162,7 @@ def _read_described(config_path: Path, weights_path: Path, name: str | None = No
         return _read_saved(config_path, weights_path, name)
     for layout in known().layouts.values():
         if layout.model_type == model_type:
-            return _read_layout(layout, [config_path, weights_path], name)
+            return _read_layout(layout, [weights_path, config_path], name)
     types = ", ".join(sorted(filter(None, (each.model_type for each in known().layouts.values()))))
     raise CheckpointError(
         f"{config_path} is not a Sonorant model's config, and of transformers' model types this "

@@ -41,13 +41,16 @@ class LayoutEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     them, or by the name of its only file.
     """
 
-    reader: str
     model_type: str | None = None
     file: str | None = None
+    reader: str | None = None
+    like: str | None = None
 
     def __post_init__(self) -> None:
         if (self.model_type is None) == (self.file is None):
-            raise ConfigError(f"the layout of {self.reader} needs one of model_type and file")
+            raise ConfigError("a layout in models.toml needs one of model_type and file")
+        if (self.reader is None) == (self.like is None):
+            raise ConfigError("a layout in models.toml needs one of reader and like")
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,10 +72,9 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f"the model {self.title!r} needs one of package, repository and files"
             )
-        if bool(self.paths) != bool(self.repository and self.translator):
+        if self.paths and not (self.repository and self.translator):
             raise ConfigError(
-                f"the model {self.title!r} needs paths in its repository just when a translator "
-                "reads them"
+                f"the model {self.title!r} has paths, so it needs a repository and a translator"
             )
         if self.layout is not None and (self.translator is not None or not self.repository):
             raise ConfigError(

@@ -27,6 +27,19 @@ from sonorant.nn.matrix_conv import pointwise_sum
 from sonorant.nn.state import State
 
 
+class SEANetVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the AudioCraft package can change beside the sizes; no published model does.
+
+    elu_alpha: of all ELUs. final_activation: after the decoder's last convolution.
+    plain_outer_blocks: how many blocks have no norm, counted from the sound inwards: its
+        convolution, then one block for each ratio, then the latent's convolution.
+    """
+
+    elu_alpha: float = 1.0
+    plain_outer_blocks: int = 0
+    final_activation: Literal["tanh"] | None = None
+
+
 class SEANetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes of one encoder and its decoder; the defaults are EnCodec's.
 
@@ -51,10 +64,20 @@ class SEANetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pad_mode: PadMode = "reflect"
     norm: Norm = "weight_norm"
     trim_right_ratio: float = 1.0
+    # Left out of saved configs where unset, so that the fingerprints in containers stay the same.
+    variant: SEANetVariant | msgspec.UnsetType = msgspec.UNSET
 
     @property
-    def style(self) -> ConvStyle:
-        return ConvStyle(self.causal, self.pad_mode, self.norm)
+    def details(self) -> SEANetVariant:
+        return SEANetVariant() if isinstance(self.variant, msgspec.UnsetType) else self.variant
+
+    def style(self, block: int) -> ConvStyle:
+        """Of a block counted from the sound inwards, from 0 to `len(ratios) + 1`."""
+        plain = block < self.details.plain_outer_blocks
+        return ConvStyle(self.causal, self.pad_mode, "none" if plain else self.norm)
+
+    def elu(self) -> ELU:
+        return ELU(self.details.elu_alpha)
 
 
 class StreamingSequence(nn.Module):
@@ -86,16 +109,17 @@ class ResidualBlock(nn.Module):
     Shape: x [batch, channels, time] -> the same.
     """
 
-    def __init__(self, channels: int, dilation: int, config: SEANetConfig) -> None:
+    def __init__(
+        self, channels: int, dilation: int, config: SEANetConfig, style: ConvStyle
+    ) -> None:
         super().__init__()
         hidden = channels // config.compress
-        style = config.style
         kernel_size = config.residual_kernel_size
         self.block = StreamingSequence(
             [
-                ELU(),
+                config.elu(),
                 StreamingConv1d(channels, hidden, kernel_size, dilation=dilation, style=style),
-                ELU(),
+                config.elu(),
                 StreamingConv1d(hidden, channels, kernel_size=1, style=style),
             ]
         )
@@ -117,9 +141,16 @@ class ResidualBlock(nn.Module):
         return pointwise_sum(terms).transpose(1, 2)
 
 
-def _residual_blocks(channels: int, config: SEANetConfig) -> list[nn.Module]:
+class FinalTanh(nn.Module):
+    """Bounds the decoded sound. Shape: any."""
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return x.tanh()
+
+
+def _residual_blocks(channels: int, config: SEANetConfig, style: ConvStyle) -> list[nn.Module]:
     return [
-        ResidualBlock(channels, config.dilation_base**layer, config)
+        ResidualBlock(channels, config.dilation_base**layer, config, style)
         for layer in range(config.residual_layers)
     ]
 
@@ -132,19 +163,20 @@ class SEANetEncoder(StreamingSequence):
     """
 
     def __init__(self, config: SEANetConfig) -> None:
-        style = config.style
         width = config.base_filters
         layers: list[nn.Module] = [
-            StreamingConv1d(config.channels, width, config.kernel_size, style=style)
+            StreamingConv1d(config.channels, width, config.kernel_size, style=config.style(0))
         ]
-        for ratio in reversed(config.ratios):
-            layers += _residual_blocks(width, config)
-            layers.append(ELU())
+        for block, ratio in enumerate(reversed(config.ratios), start=1):
+            style = config.style(block)
+            layers += _residual_blocks(width, config, style)
+            layers.append(config.elu())
             layers.append(StreamingConv1d(width, 2 * width, 2 * ratio, stride=ratio, style=style))
             width *= 2
         if config.lstm_layers:
             layers.append(SkipLSTM(width, config.lstm_layers))
-        layers.append(ELU())
+        layers.append(config.elu())
+        style = config.style(len(config.ratios) + 1)
         layers.append(
             StreamingConv1d(width, config.dimension, config.last_kernel_size, style=style)
         )
@@ -169,24 +201,28 @@ class SEANetDecoder(StreamingSequence):
     """
 
     def __init__(self, config: SEANetConfig) -> None:
-        style = config.style
         width = config.base_filters * 2 ** len(config.ratios)
+        style = config.style(len(config.ratios) + 1)
         layers: list[nn.Module] = [
             StreamingConv1d(config.dimension, width, config.kernel_size, style=style)
         ]
         if config.lstm_layers:
             layers.append(SkipLSTM(width, config.lstm_layers))
-        for ratio in config.ratios:
-            layers.append(ELU())
+        for index, ratio in enumerate(config.ratios):
+            style = config.style(len(config.ratios) - index)
+            layers.append(config.elu())
             layers.append(
                 StreamingConvTranspose1d(
                     width, width // 2, 2 * ratio, ratio, style, config.trim_right_ratio
                 )
             )
             width //= 2
-            layers += _residual_blocks(width, config)
-        layers.append(ELU())
+            layers += _residual_blocks(width, config, style)
+        layers.append(config.elu())
+        style = config.style(0)
         layers.append(StreamingConv1d(width, config.channels, config.last_kernel_size, style=style))
+        if config.details.final_activation == "tanh":
+            layers.append(FinalTanh())
         super().__init__(layers)
         self.narrow_layers = 2 if config.lstm_layers else 1
 
