@@ -118,13 +118,16 @@ class StreamingConv1d(StreamingModule):
         stride: int = 1,
         dilation: int = 1,
         style: ConvStyle = ConvStyle(causal=True, pad_mode="reflect", norm="none"),
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.style = style
         self.stride = stride
         self.span = (kernel_size - 1) * dilation + 1
         self.padding = self.span - stride
-        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
+        conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride, dilation=dilation, bias=bias
+        )
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
         self.packed = PackedWeight()
@@ -203,7 +206,7 @@ class StreamingConv1d(StreamingModule):
         past = slot.past.transpose(dim, 2)
         if mode == "zero":
             return past
-        if not state.low_latency and (mode == "replicate" or x.shape[dim] > length):
+        if mode == "replicate" or (not state.low_latency and x.shape[dim] > length):
             start = _start(x, length, mode, dim)
             past = torch.where(slot.started[..., None], past, start)
         state.update(slot.started, torch.ones_like(slot.started))
