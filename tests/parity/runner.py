@@ -41,6 +41,8 @@ class Case:
     io: dict[str, Tensor]
     readme: str
     inputs: set[str] = field(default_factory=set)
+    clauses: dict[str, str] = field(default_factory=dict)
+    """Where the README states several tolerances, words of the one for a recorded tensor."""
 
     @classmethod
     def read(cls, folder: Path) -> Case:
@@ -71,17 +73,29 @@ class Case:
     @property
     def tolerance(self) -> tuple[float, float]:
         """(relative, absolute) as the README states them: `rtol X`, `atol Y` or one number."""
+        return _tolerance_in(self.readme[self.readme.lower().rfind("tolerance") :])
+
+    def tolerance_of(self, name: str) -> tuple[float, float]:
+        """That of one tensor: from the clause that `clauses` names, else the first stated."""
         stated = self.readme[self.readme.lower().rfind("tolerance") :]
-        relative = re.search("rtol " + _NUMBER, stated)
-        absolute = re.search("atol " + _NUMBER, stated)
-        if relative or absolute:
-            return (
-                float(relative.group(1)) if relative else 0.0,
-                float(absolute.group(1)) if absolute else 1e-7,
-            )
-        bare = re.search("[Tt]olerance:? " + _NUMBER, stated)
-        both = float(bare.group(1)) if bare else 1e-5
-        return both, both
+        clause = self.clauses.get(name)
+        for part in stated.split(";") if clause else ():
+            if clause in part:
+                return _tolerance_in(part)
+        return self.tolerance
+
+
+def _tolerance_in(text: str) -> tuple[float, float]:
+    relative = re.search("rtol " + _NUMBER, text)
+    absolute = re.search("atol " + _NUMBER, text)
+    if relative or absolute:
+        return (
+            float(relative.group(1)) if relative else 0.0,
+            float(absolute.group(1)) if absolute else 1e-7,
+        )
+    bare = re.search("[Tt]olerance:? " + _NUMBER, text)
+    both = float(bare.group(1)) if bare else 1e-5
+    return both, both
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,7 @@ def run_case(folder: Path) -> list[Comparison]:
     results = []
     for name in sorted(case.io.keys() - case.inputs):
         if name in computed:
-            results.append(compare(name, computed[name], case.io[name], case.tolerance))
+            results.append(compare(name, computed[name], case.io[name], case.tolerance_of(name)))
         else:
             results.append(Comparison(name, float("inf"), False, "not compared"))
     return results

@@ -35,6 +35,13 @@ def test_tolerance_is_read_from_the_readme(readme: str, expected: tuple[float, f
     assert case.tolerance == expected
 
 
+def test_a_tensor_may_follow_a_clause_of_its_own() -> None:
+    readme = "Tolerance: one call rtol 1e-4 atol 1e-5; after 20 calls rtol 1e-3 atol 1e-4."
+    case = Case(Path("x"), {}, {}, {}, readme, clauses={"sampled": "after 20 calls"})
+    assert case.tolerance_of("once") == (1e-4, 1e-5)
+    assert case.tolerance_of("sampled") == (1e-3, 1e-4)
+
+
 def test_a_wrong_value_or_shape_is_a_miss() -> None:
     theirs = torch.tensor([1.0, 2.0])
     assert compare("a", theirs.clone(), theirs, (1e-4, 1e-5)).passed

@@ -44,7 +44,7 @@ def lowpass_bank(
     >>> lowpass_bank(torch.zeros(2, 1, 500), [0.1, 0.3]).shape
     torch.Size([2, 2, 1, 500])
     """
-    filters = _lowpass_filters(tuple(cutoffs), zeros, x.dtype, x.device)
+    filters = lowpass_filters(tuple(cutoffs), zeros, x.dtype, x.device)
     taps = filters.shape[-1]
     half = taps // 2
     if x.shape[-1] < (1 if pad else taps):
@@ -112,7 +112,7 @@ def split_bands(
     """
     if (n_bands is None) == (cutoffs_hz is None):
         raise ConfigError("split_bands needs either n_bands or cutoffs_hz")
-    cutoffs = _mel_cutoffs(n_bands, sample_rate) if cutoffs_hz is None else cutoffs_hz
+    cutoffs = mel_cutoffs(n_bands, sample_rate) if cutoffs_hz is None else cutoffs_hz
     cutoffs = [cutoff / sample_rate for cutoff in cutoffs]
     if cutoffs != sorted(set(cutoffs)):
         raise ConfigError(f"cutoffs_hz must rise, got {cutoffs_hz}")
@@ -122,7 +122,7 @@ def split_bands(
     return torch.cat([lows[:1], lows.diff(dim=0), (x - lows[-1])[None]])
 
 
-def _mel_cutoffs(n_bands: int | None, sample_rate: int) -> Sequence[Any]:
+def mel_cutoffs(n_bands: int | None, sample_rate: int) -> Sequence[Any]:
     """Cut-offs in Hz between bands that are equally wide in mels.
 
     Single-precision numbers, which make the angles of the filters single too, as published: over
@@ -150,9 +150,13 @@ def _within(x: Tensor, cutoff: float, stride: int, pad: bool, zeros: float) -> T
 
 
 @lru_cache(maxsize=64)
-def _lowpass_filters(
-    cutoffs: tuple[float, ...], zeros: float, dtype: torch.dtype, device: torch.device
+def lowpass_filters(
+    cutoffs: tuple[float, ...],
+    zeros: float = ZEROS,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
+    """The low-pass filters `[len(cutoffs), taps]` of `lowpass_bank`; do not write into them."""
     half = _half(cutoffs, zeros)
     with torch.inference_mode(False):  # so that the kept filters can be used in training
         window = torch.hann_window(2 * half + 1, periodic=False, dtype=dtype, device=device)
