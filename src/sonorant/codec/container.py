@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -25,22 +23,27 @@ from torch import Tensor
 
 from sonorant.codec.bits import Tokens, pack_bits, unpack_bits
 from sonorant.codec.encoded import Encoded
+from sonorant.codec.range_coder import CodingError
+from sonorant.codec.whole_file import WholeFile
 from sonorant.errors import FormatError, ShapeError
 
 # As in PNG: a byte above 127 and line ends of both kinds give away files sent as text.
 MAGIC = b"\x89SNR\r\n\x1a\n"
 VERSION = 1
 FIXED = struct.Struct("<8sBBBBIIIH16sB")
-SEGMENTED, SCALED = 1, 2  # flags
+SEGMENTED, SCALED, CODED = 1, 2, 4  # flags
 CHECKSUM = struct.Struct("<I")
 COUNT = struct.Struct("<H")
 SCALE = struct.Struct("<f")
+CODED_SIZE = struct.Struct("<II")  # bytes of entropy-coded tokens, checksum of the tokens
 END = struct.Struct("<QQQ")
 FINGERPRINT_BYTES = 16
 LARGEST_CODEBOOK = 65_536
 # Frames per block where the codec has no segments of its own: ten seconds at 75 frames a second,
 # so that the 6 bytes around a block are nothing beside its tokens.
 BLOCK_FRAMES = 750
+# A few coded bytes may stand for many frames, so their own number must not decide about memory.
+MOST_CODED_FRAMES = 4096
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Header:
     sample_rate, channels: of the codec; source_sample_rate, source_channels: of the sound that was
         compressed, and that decompressing gives back.
     segmented: each block is one segment; scaled: and begins with the volume of that segment.
+    entropy: 16 bytes that tell the entropy model that the tokens are coded with from all others;
+        b"" for tokens that are only packed.
     Raises: FormatError for a value that the container has no room for.
     """
 
@@ -65,6 +70,7 @@ class Header:
     source_channels: int
     segmented: bool = False
     scaled: bool = False
+    entropy: bytes = b""
 
     def __post_init__(self) -> None:
         limits = {
@@ -80,6 +86,8 @@ class Header:
         for name, (value, lowest, highest) in limits.items():
             if not lowest <= value <= highest:
                 raise FormatError(f"a container cannot have a {name} of {value}")
+        if len(self.entropy) not in (0, FINGERPRINT_BYTES):
+            raise FormatError(f"a fingerprint has {FINGERPRINT_BYTES} bytes")
         if self.scaled and not self.segmented:
             raise FormatError("a container has volumes only where it has segments")
 
@@ -88,15 +96,14 @@ class Header:
         """Bits of one token: enough for the largest."""
         return (self.codebook_size - 1).bit_length()
 
-    def payload_bytes(self, frames: int) -> int:
-        """Bytes of a block's tokens, and volume where there is one."""
-        packed = -(-frames * self.codebooks * self.token_bits // 8)
-        return packed + (SCALE.size if self.scaled else 0)
+    def packed_bytes(self, frames: int) -> int:
+        """Bytes of a block's tokens where they are packed."""
+        return -(-frames * self.codebooks * self.token_bits // 8)
 
     def pack(self) -> bytes:
         """The header as it stands in the file, without its checksum."""
         name = self.model.encode()
-        flags = SEGMENTED * self.segmented | SCALED * self.scaled
+        flags = SEGMENTED * self.segmented | SCALED * self.scaled | CODED * bool(self.entropy)
         return (
             FIXED.pack(
                 MAGIC,
@@ -112,6 +119,7 @@ class Header:
                 len(name),
             )
             + name
+            + self.entropy
         )
 
 
@@ -140,6 +148,19 @@ class Block:
     scale: float | None
 
 
+class TokenCoder(Protocol):
+    """What turns the tokens of one stream into bytes and back, block by block."""
+
+    def restart(self) -> None:
+        """Begin a new stream."""
+
+    def encode(self, tokens: Tokens) -> bytes:
+        """Bytes of tokens [frames, codebooks]."""
+
+    def decode(self, data: bytes, frames: int, codebooks: int) -> Tokens:
+        """The tokens [frames, codebooks]. Raises: CodingError if these bytes are of no tokens."""
+
+
 class ContainerWriter:
     """Write a container block by block.
 
@@ -148,20 +169,17 @@ class ContainerWriter:
     Raises: FormatError if the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, header: Header) -> None:
-        self.path, self.header = Path(path), header
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            raise FormatError(f"cannot write {path}: it is a folder, or its folder does not exist")
+    def __init__(self, path: str | Path, header: Header, coder: TokenCoder | None = None) -> None:
+        if bool(header.entropy) != (coder is not None):
+            raise FormatError("a container is coded by a coder just when its header says so")
+        self.path, self.header, self._coder = Path(path), header, coder
         self._pending: Tokens = np.empty((0, header.codebooks), np.int64)  # [frames, codebooks]
         self._frames = self._samples = self._checksum = 0
-        self._part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
-        with self._explained():
-            # Unbuffered, so that an error shows where it happens and not when it is cleaned up.
-            self._file = self._part.open("wb", buffering=0)
+        self._file = WholeFile(self.path)
         try:
             self._append(header.pack())
         except BaseException:
-            self._discard()
+            self._file.discard()
             raise
 
     def __enter__(self) -> ContainerWriter:
@@ -173,7 +191,7 @@ class ContainerWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        self._file.discard()
 
     def write(self, encoded: Encoded) -> None:
         """Append the tokens of the next stretch of sound.
@@ -209,9 +227,7 @@ class ContainerWriter:
                 f"{source_samples} samples at {self.header.source_sample_rate} Hz"
             )
         self._append(COUNT.pack(0) + END.pack(totals.frames, totals.samples, totals.source_samples))
-        self._file.close()
-        with self._explained():
-            os.replace(self._part, self.path)
+        self._file.complete()
 
     def _check(self, encoded: Encoded) -> None:
         header = self.header
@@ -236,27 +252,25 @@ class ContainerWriter:
 
     def _append_block(self, tokens: Tokens, scale: float | None = None) -> None:
         volume = b"" if scale is None else SCALE.pack(scale)
-        packed = pack_bits(tokens.reshape(-1), self.header.token_bits)
-        self._append(COUNT.pack(len(tokens)) + volume + packed)
+        self._append(COUNT.pack(len(tokens)) + volume + self._packed(tokens))
         self._frames += len(tokens)
+
+    def _packed(self, tokens: Tokens) -> bytes:
+        if self._coder is None:
+            return pack_bits(tokens.reshape(-1), self.header.token_bits)
+        if len(tokens) > MOST_CODED_FRAMES:
+            raise FormatError(
+                f"a segment of {len(tokens)} frames is too long to be entropy coded; "
+                f"the limit is {MOST_CODED_FRAMES}"
+            )
+        if self.header.segmented:
+            self._coder.restart()
+        coded = self._coder.encode(tokens)
+        return CODED_SIZE.pack(len(coded), _token_checksum(tokens)) + coded
 
     def _append(self, data: bytes) -> None:
         self._checksum = zlib.crc32(data, self._checksum)
-        left = memoryview(data + CHECKSUM.pack(self._checksum))
-        with self._explained():
-            while left:
-                left = left[self._file.write(left) :]
-
-    def _discard(self) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise FormatError(f"cannot write {self.path}: {error.strerror}") from error
+        self._file.write(data + CHECKSUM.pack(self._checksum))
 
 
 class ContainerReader:
@@ -274,19 +288,64 @@ class ContainerReader:
         with self.path.open("rb") as file:
             parts = _Parts(file, self.path)
             self.header = parts.header()
-            for _ in parts.blocks(self.header):
-                pass
+            for part in parts.blocks(self.header):
+                if not self.header.entropy:
+                    self._unpacked(part)
             self.totals = parts.totals
 
-    def blocks(self) -> Iterator[Block]:
-        """The tokens, block by block."""
+    def blocks(self, coder: TokenCoder | None = None) -> Iterator[Block]:
+        """The tokens, block by block.
+
+        coder: of the entropy model that the header asks for.
+        Raises: FormatError if the coder makes other tokens of the bytes than were written.
+        """
+        if bool(self.header.entropy) != (coder is not None):
+            raise FormatError(f"{self.path} is decoded by a coder just when its header says so")
         with self.path.open("rb") as file:
             parts = _Parts(file, self.path)
-            yield from parts.blocks(parts.header())
+            for part in parts.blocks(parts.header()):
+                tokens = self._unpacked(part) if coder is None else self._decoded(part, coder)
+                frames = torch.from_numpy(np.ascontiguousarray(tokens.T))
+                yield Block(frames[None], part.scale)
+
+    def _unpacked(self, part: _CodedBlock) -> Tokens:
+        header = self.header
+        values = unpack_bits(part.data, part.frames * header.codebooks, header.token_bits)
+        if values.max() >= header.codebook_size:
+            raise FormatError(f"{self.path} holds a token outside its codebook")
+        return values.reshape(part.frames, header.codebooks)
+
+    def _decoded(self, part: _CodedBlock, coder: TokenCoder) -> Tokens:
+        if self.header.segmented:
+            coder.restart()
+        try:
+            tokens = coder.decode(part.data, part.frames, self.header.codebooks)
+        except CodingError as error:
+            raise FormatError(self._other_tokens(str(error))) from error
+        if _token_checksum(tokens) != part.token_checksum:
+            raise FormatError(self._other_tokens("their checksum does not fit"))
+        return tokens
+
+    def _other_tokens(self, reason: str) -> str:
+        return (
+            f"the tokens of {self.path} do not come out as they went in ({reason}), though its "
+            "bytes are undamaged: a forgery, or a processor or library that does not add whole "
+            "numbers exactly; try another machine"
+        )
 
     @property
     def duration_seconds(self) -> float:
         return self.totals.source_samples / self.header.source_sample_rate
+
+
+@dataclass(frozen=True)
+class _CodedBlock:
+    """A block as it stands in the file; `token_checksum` of entropy-coded ones only."""
+
+    frames: int
+    scale: float | None
+    data: bytes
+    token_checksum: int = 0
 
 
 class _Parts:
@@ -312,10 +371,11 @@ class _Parts:
                 f"{self._path} is a container of version {version}; this Sonorant reads version "
                 f"{VERSION}: update it, or compress the sound again"
             )
+        if flags & ~(SEGMENTED | SCALED | CODED):
+            raise FormatError(f"{self._path} is damaged, or has the unknown flags {flags:#x}")
         name = self._take(name_bytes)
-        self._check(fixed + name)
-        if flags & ~(SEGMENTED | SCALED):
-            raise FormatError(f"{self._path} has the unknown flags {flags:#x}")
+        entropy = self._take(FINGERPRINT_BYTES if flags & CODED else 0)
+        self._check(fixed + name + entropy)
         sample_rate, source_rate, source_channels, fingerprint = rest
         try:
             return Header(
@@ -329,11 +389,12 @@ class _Parts:
                 source_channels,
                 bool(flags & SEGMENTED),
                 bool(flags & SCALED),
+                entropy,
             )
         except (FormatError, UnicodeDecodeError) as error:
             raise FormatError(f"{self._path} has an impossible header: {error}") from error
 
-    def blocks(self, header: Header) -> Iterator[Block]:
+    def blocks(self, header: Header) -> Iterator[_CodedBlock]:
         """The parts after the header; sets `totals` once all are read."""
         frames = 0
         while count := self._count():
@@ -351,20 +412,20 @@ class _Parts:
         count: int = COUNT.unpack(self._take(COUNT.size))[0]
         return count
 
-    def _block(self, header: Header, count: int) -> Block:
-        payload = self._take(header.payload_bytes(count))
-        self._check(COUNT.pack(count) + payload)
-        scale = None
-        if header.scaled:
-            scale = SCALE.unpack_from(payload)[0]
-            payload = payload[SCALE.size :]
-            if not 0 < scale < float("inf"):
-                raise FormatError(f"{self._path} gives a segment the volume {scale}")
-        values = unpack_bits(payload, count * header.codebooks, header.token_bits)
-        if values.max() >= header.codebook_size:
-            raise FormatError(f"{self._path} holds a token outside its codebook")
-        frames = np.ascontiguousarray(values.reshape(count, header.codebooks).T)
-        return Block(torch.from_numpy(frames)[None], scale)
+    def _block(self, header: Header, count: int) -> _CodedBlock:
+        volume = self._take(SCALE.size if header.scaled else 0)
+        size, token_checksum, sizes = header.packed_bytes(count), 0, b""
+        if header.entropy:
+            sizes = self._take(CODED_SIZE.size)
+            size, token_checksum = CODED_SIZE.unpack(sizes)
+        data = self._take(size)
+        self._check(COUNT.pack(count) + volume + sizes + data)
+        if header.entropy and count > MOST_CODED_FRAMES:
+            raise FormatError(f"{self._path} has a coded block of {count} frames: too many")
+        scale = SCALE.unpack(volume)[0] if header.scaled else None
+        if scale is not None and not 0 < scale < float("inf"):
+            raise FormatError(f"{self._path} gives a segment the volume {scale}")
+        return _CodedBlock(count, scale, data, token_checksum)
 
     def _take(self, count: int) -> bytes:
         """The next bytes, if there are as many: a lying length must not allocate anything."""
@@ -381,3 +442,8 @@ class _Parts:
         self._checksum = zlib.crc32(part, self._checksum)
         if CHECKSUM.unpack(self._take(CHECKSUM.size))[0] != self._checksum:
             raise FormatError(f"{self._path} is damaged: a checksum does not fit")
+
+
+def _token_checksum(tokens: Tokens) -> int:
+    """CRC-32 of tokens as 16-bit little-endian numbers, frame by frame."""
+    return zlib.crc32(tokens.astype("<u2").tobytes())

@@ -1,9 +1,9 @@
 """Functions that give the same bits on every machine, for numbers that two machines must agree on.
 
 Libraries round exp, erf and cos differently, and sums depend on their order. IEEE 754 leaves no
-freedom in one addition, multiplication, division, square root or rounding of float64 values. What is
-built of these alone, one array operation after the other, is therefore the same everywhere; and sums
-of whole numbers below 2^53 are exact in any order. Accuracy, about 1e-8, is not the point here.
+freedom in one addition, multiplication, division, square root or rounding of float64 values. What
+is built of these alone, one array operation after the other, is therefore the same everywhere; and
+sums of whole numbers below 2^53 are exact in any order. Accuracy, about 1e-8, is not the point.
 """
 
 from __future__ import annotations
