@@ -66,6 +66,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: tuple[RemoteFile, ...] = ()
     translator: str | None = None
     layout: str | None = None
+    entropy: str | None = None
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.package, self.repository, self.files))) != 1:
@@ -127,6 +128,8 @@ def parse_table(text: str) -> Table:
         table.system(entry.system)
         if entry.layout is not None and entry.layout not in table.layouts:
             raise ConfigError(f"models.toml: {entry.name} names no layout: {entry.layout!r}")
+        if entry.entropy is not None and entry.entropy not in models:
+            raise ConfigError(f"models.toml: {entry.name} names no model: {entry.entropy!r}")
     return Table(table.systems, models, table.layouts)
 
 
