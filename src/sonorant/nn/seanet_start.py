@@ -10,6 +10,9 @@ A signal passes an ELU almost unchanged as a pair of channels of opposite sign, 
 other channels start at random and are free to learn what the transform cannot do; training changes
 everything.
 
+The latent has no room for the coefficients of high frequencies. Of those it can carry the levels in
+a few bands instead, measured on the way in and given to noise on the way out: `noise_bands`.
+
 Own method. The cosine transform is the DCT-II, orthonormal.
 """
 
@@ -26,6 +29,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sonorant.errors import ConfigError
 from sonorant.nn.conv import StreamingConv1d, StreamingConvTranspose1d
 from sonorant.nn.lstm import SkipLSTM
+from sonorant.nn.noise_bands import RATE_RATIO, RATES, RECTIFIER_GAIN, NoiseBands, noise_bands
 from sonorant.nn.seanet import ResidualBlock, SEANetConfig, SEANetDecoder, SEANetEncoder
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -34,29 +38,39 @@ SIGNAL_SCALE = 0.2  # of samples inside the network: small enough for the ELU, a
 COEFFICIENT_SCALE = 0.125  # of coefficients beside samples: a steady tone adds up over one hop
 TILT_BANDS = 16  # coefficients after which the latent's emphasis of high ones has doubled in power
 BRANCH_SCALE = 1e-3  # what residual branches first add to the channels of the signal
-CLOSED_GATE = -10.0  # bias of the LSTM's output gates on the signal: it adds nothing at first
+CLOSED_GATE = -14.0  # bias of the LSTM's output gates on the signal: it adds nothing at first
+DEAF = 1e-4  # share of the LSTM's first weights on the channels of the logarithm, which are loud
+LEVEL_SCALE = 0.3  # of a band's logarithm in the latent, beside the coefficients
+SILENT_WEIGHT = 1e-5  # of the channel that is always one: weight norm cannot hold zeros
+FADE = 0.25  # of a frame, in which the noise of one gives way to the next
 
 
 @torch.no_grad()
 def start_as_transform(
-    encoder: SEANetEncoder, decoder: SEANetDecoder, config: SEANetConfig
+    encoder: SEANetEncoder,
+    decoder: SEANetDecoder,
+    config: SEANetConfig,
+    sample_rate: int,
+    bands: int = 0,
 ) -> None:
     """Set the first weights of a causal mono pair with one residual block per stage.
 
-    Raises: ConfigError for other kinds of SEANet, or one too narrow to hold a stage's samples.
+    `bands` dimensions of the latent carry levels of noise, the others coefficients.
+    Raises: ConfigError for other kinds of SEANet, or one too narrow for what it shall hold.
     """
-    _check(config)
     hop = math.prod(config.ratios)
     deepest = config.base_filters * 2 ** len(config.ratios)
-    kept = min(config.dimension, deepest // 2)
+    kept = min(config.dimension - bands, deepest // 2)
+    _check(config, kept, bands)
     cosines = _cosines(kept, hop)
     # Latents are of the size of the coefficients themselves, high ones raised.
     tilt = torch.sqrt(1 + torch.arange(kept) / TILT_BANDS) / (COEFFICIENT_SCALE * SIGNAL_SCALE)
-    _start_encoder(encoder, config, cosines * COEFFICIENT_SCALE, tilt)
-    _start_decoder(decoder, config, cosines / COEFFICIENT_SCALE, tilt)
+    noise = noise_bands(bands, kept / hop * sample_rate / 2, sample_rate) if bands else None
+    _start_encoder(encoder, config, cosines * COEFFICIENT_SCALE, tilt, noise)
+    _start_decoder(decoder, config, cosines / COEFFICIENT_SCALE, tilt, noise)
 
 
-def _check(config: SEANetConfig) -> None:
+def _check(config: SEANetConfig, kept: int, bands: int) -> None:
     fits = config.causal and config.channels == 1 and config.residual_layers == 1
     if not fits or config.skip != "convolution":
         raise ConfigError(
@@ -71,6 +85,9 @@ def _check(config: SEANetConfig) -> None:
                 f"{width} channels cannot hold {samples} samples twice; raise base_filters for the "
                 "transform start"
             )
+    room = min((width - 2 * samples) // 4, (2 * width - 2 * kept) // (RATES + 1), kept - 1)
+    if bands and (bands > room or len(config.ratios) < 2):
+        raise ConfigError(f"there is no room for {bands} noise bands; raise base_filters")
 
 
 def _cosines(count: int, length: int) -> Tensor:
@@ -83,42 +100,102 @@ def _cosines(count: int, length: int) -> Tensor:
 
 
 def _start_encoder(
-    encoder: SEANetEncoder, config: SEANetConfig, cosines: Tensor, tilt: Tensor
+    encoder: SEANetEncoder,
+    config: SEANetConfig,
+    cosines: Tensor,
+    tilt: Tensor,
+    noise: NoiseBands | None,
 ) -> None:
     layers = iter(encoder.layers)
-    samples = 1
+    samples, detectors = 1, 0
     first = torch.full((1, 1, 1), SIGNAL_SCALE)
     _pass(_next(layers, StreamingConv1d), torch.cat([first, -first]), config.kernel_size - 1)
     ratios = tuple(reversed(config.ratios))
     for stage, ratio in enumerate(ratios):
-        _pass_block(_next(layers, ResidualBlock), 2 * samples)
+        _pass_block(_next(layers, ResidualBlock), 2 * samples, detectors)
         # Channel `tap * samples + phase` takes that tap of channel `phase`.
         last = stage + 1 == len(ratios)
         gather = cosines if last else torch.eye(ratio * samples)
-        weight = gather.view(-1, ratio, samples).transpose(1, 2)
-        _pass(_next(layers, StreamingConv1d), _paired(weight), ratio)
+        weight = _paired(gather.view(-1, ratio, samples).transpose(1, 2))
+        layer = _next(layers, StreamingConv1d)
+        _pass(layer, weight, ratio)
+        if noise is not None and stage + 2 == len(ratios):
+            filters = _paired(_detectors(noise, ratio, samples))
+            _pass(layer, filters, 0, len(weight))
+            detectors = len(filters)
+        if noise is not None and last:
+            _pass(layer, _levels(noise, ratio), ratio, len(weight), 2 * samples)
         samples *= ratio
-    _close(encoder, 2 * len(cosines))
-    weight = torch.cat([torch.diag(tilt), -torch.diag(tilt)], dim=1)[..., None] / 2
-    _pass(_next(layers, StreamingConv1d), weight, config.last_kernel_size - 1)
+    terms = RATES * noise.count if noise is not None else 0
+    _close(encoder, 2 * len(cosines) + terms, terms)
+    weight = torch.cat([torch.diag(tilt), -torch.diag(tilt)], dim=1) / 2
+    if noise is not None:
+        logarithm = torch.full((1, RATES), -LEVEL_SCALE * math.log(RATE_RATIO))
+        weight = torch.block_diag(weight, *[logarithm] * noise.count)
+    _pass(_next(layers, StreamingConv1d), weight[..., None], config.last_kernel_size - 1)
+
+
+def _detectors(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
+    """Band filters over all taps of a convolution that sees `samples` samples at each."""
+    filters = noise.detectors(2 * ratio * samples) * (RECTIFIER_GAIN / SIGNAL_SCALE)
+    return filters.view(-1, 2 * ratio, samples).transpose(1, 2)
+
+
+def _levels(noise: NoiseBands, ratio: int) -> Tensor:
+    """Weights `[terms, detectors, taps]`: the terms of each band's logarithm from its detectors."""
+    rates = torch.tensor(noise.rates)[:, None].expand(-1, 2)
+    once = torch.block_diag(*[rates] * noise.count)
+    return -torch.cat([once, once], dim=1)[..., None].expand(-1, -1, ratio) / ratio
 
 
 def _start_decoder(
-    decoder: SEANetDecoder, config: SEANetConfig, cosines: Tensor, tilt: Tensor
+    decoder: SEANetDecoder,
+    config: SEANetConfig,
+    cosines: Tensor,
+    tilt: Tensor,
+    noise: NoiseBands | None,
 ) -> None:
     layers = iter(decoder.layers)
     count, samples = cosines.shape
-    weight = torch.cat([torch.diag(1 / tilt), -torch.diag(1 / tilt)])[..., None]
-    _pass(_next(layers, StreamingConv1d), weight, config.kernel_size - 1)
-    _close(decoder, 2 * count)
+    first = _next(layers, StreamingConv1d)
+    weight = torch.cat([torch.diag(1 / tilt), -torch.diag(1 / tilt)])
+    if noise is not None:
+        level = torch.full((1, 1), noise.slope / LEVEL_SCALE)
+        weight = torch.block_diag(weight, *[level] * noise.count)
+        weight = torch.cat([weight, torch.full((1, weight.shape[1]), SILENT_WEIGHT)])
+    _pass(first, weight[..., None], config.kernel_size - 1)
+    if noise is not None:
+        _set_levels(first, noise, 2 * count)
+    _close(decoder, len(weight))
     for stage, ratio in enumerate(config.ratios):
         samples //= ratio
         scatter = cosines if stage == 0 else torch.eye(ratio * samples)
-        weight = scatter.view(-1, ratio, samples).permute(2, 0, 1)
-        _spread(_next(layers, StreamingConvTranspose1d), _paired(weight).transpose(0, 1))
+        spread = _paired(scatter.view(-1, ratio, samples).permute(2, 0, 1))
+        layer = _next(layers, StreamingConvTranspose1d)
+        _spread(layer, spread.transpose(0, 1))
+        if noise is not None and stage == 0:
+            _spread(layer, _carriers(noise, ratio, samples), 2 * count)
         _pass_block(_next(layers, ResidualBlock), 2 * samples)
     last = torch.full((1, 1, 1), 1 / SIGNAL_SCALE) / 2
     _pass(_next(layers, StreamingConv1d), torch.cat([last, -last], 1), config.last_kernel_size - 1)
+
+
+def _set_levels(layer: StreamingConv1d, noise: NoiseBands, channel: int) -> None:
+    """Biases that make exponentials of the band channels, and the channel of ones after them."""
+    bias = layer.conv.bias
+    assert bias is not None
+    bias[channel : channel + noise.count] = noise.offset
+    # The ELU takes 1 from every exponential, and silence shall be silent.
+    bias[channel + noise.count] = 1 - math.exp(noise.offset)
+
+
+def _carriers(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
+    """Weights `[bands + 1, outputs, taps]` of the carriers, and of their sum for the ones."""
+    hop = ratio * samples
+    waves = noise.carriers(hop, round(FADE * hop)) * SIGNAL_SCALE
+    waves = torch.cat([waves, waves.sum(dim=0, keepdim=True)])
+    positive = waves.view(-1, 2 * ratio, samples).transpose(1, 2)
+    return torch.cat([positive, -positive], dim=1)
 
 
 def _paired(weight: Tensor) -> Tensor:
@@ -132,25 +209,29 @@ def _next(layers: Iterator[nn.Module], kind: type[Layer]) -> Layer:
     return next(layer for layer in layers if isinstance(layer, kind))
 
 
-def _pass(layer: StreamingConv1d, weight: Tensor, tap: int) -> None:
-    """Let the first outputs see only `weight` [out, in, taps] of the first inputs from `tap` on."""
+def _pass(
+    layer: StreamingConv1d, weight: Tensor, tap: int, output: int = 0, first_input: int = 0
+) -> None:
+    """Let outputs from `output` on see only `weight` [out, in, taps], of inputs from `first_input`
+    and taps from `tap` on."""
     conv = layer.conv
     outputs, inputs, taps = weight.shape
+    rows = slice(output, output + outputs)
     full = conv.weight.clone()
-    full[:outputs] = 0
-    full[:outputs, :inputs, tap : tap + taps] = weight
+    full[rows] = 0
+    full[rows, first_input : first_input + inputs, tap : tap + taps] = weight
     _set_weight(conv, full)
     if conv.bias is not None:
-        conv.bias[:outputs] = 0
+        conv.bias[rows] = 0
 
 
-def _spread(layer: StreamingConvTranspose1d, weight: Tensor) -> None:
+def _spread(layer: StreamingConvTranspose1d, weight: Tensor, first_input: int = 0) -> None:
     """The same for a transposed convolution; `weight` [in, out, taps] fills its first taps."""
     conv = layer.conv
     inputs, outputs, taps = weight.shape
     full = conv.weight.clone()
-    full[:, :outputs] = 0
-    full[:inputs, :outputs, :taps] = weight
+    full[first_input:, :outputs] = 0
+    full[first_input : first_input + inputs, :outputs, :taps] = weight
     _set_weight(conv, full)
     if conv.bias is not None:
         conv.bias[:outputs] = 0
@@ -163,24 +244,32 @@ def _set_weight(conv: nn.Conv1d | nn.ConvTranspose1d, weight: Tensor) -> None:
         conv.weight.copy_(weight)
 
 
-def _pass_block(block: ResidualBlock, samples: int) -> None:
-    """A residual block that at first hands its first `samples` channels on."""
+def _pass_block(block: ResidualBlock, samples: int, detectors: int = 0) -> None:
+    """A residual block that at first hands on its first `samples` channels, and the `detectors`
+    after them, to which its branch is deaf: they are loud."""
     shortcut, last = block.shortcut, block.block.layers[-1]
     assert isinstance(shortcut, StreamingConv1d)
     assert isinstance(last, StreamingConv1d)
-    _pass(shortcut, torch.eye(samples)[..., None], 0)
-    branch = last.conv
-    full = branch.weight.clone()
-    full[:samples] *= BRANCH_SCALE
-    _set_weight(branch, full)
-    if branch.bias is not None:
-        branch.bias[:samples] = 0
+    signals = samples + detectors
+    _pass(shortcut, torch.eye(signals)[..., None], 0)
+    full = last.conv.weight.clone()
+    full[:signals] *= BRANCH_SCALE
+    _set_weight(last.conv, full)
+    if last.conv.bias is not None:
+        last.conv.bias[:signals] = 0
+    first = next(layer for layer in block.block.layers if isinstance(layer, StreamingConv1d))
+    full = first.conv.weight.clone()
+    full[:, samples:signals] *= BRANCH_SCALE
+    _set_weight(first.conv, full)
 
 
-def _close(model: nn.Module, signals: int) -> None:
-    """Keep the LSTM from adding anything to the first `signals` channels."""
+def _close(model: nn.Module, signals: int, loud: int = 0) -> None:
+    """Keep the LSTM from adding anything to the first `signals` channels, and from hearing the last
+    `loud` of these."""
     for layer in model.modules():
         if isinstance(layer, SkipLSTM):
-            output_gates = 3 * layer.lstm.hidden_size
-            bias = getattr(layer.lstm, f"bias_ih_l{layer.lstm.num_layers - 1}")
+            lstm = layer.lstm
+            bias = getattr(lstm, f"bias_ih_l{lstm.num_layers - 1}")
+            output_gates = 3 * lstm.hidden_size
             bias[output_gates : output_gates + signals] = CLOSED_GATE
+            lstm.all_weights[0][0][:, signals - loud : signals] *= DEAF

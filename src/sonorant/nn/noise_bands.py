@@ -1,0 +1,109 @@
+"""Numbers behind the noise bands of the transform start: filters, levels on a log scale, carriers.
+
+Above the frequencies whose waveform a small latent can carry, the ear needs little more than the
+level in each band. A network of convolutions and ELUs can measure it, carry it as a logarithm and
+give it to a carrier again, exactly enough to start from:
+
+- elu(u) + elu(-u) = |u| - 1 + exp(-|u|) rectifies: a band filter and its quadrature give a level;
+- ln(e) = integral over t of (exp(-t) - exp(-e t)) / t, so with rates a_k in geometric progression
+  ln(ratio) * sum over k of (1 - exp(-a_k e)) = -ln(ratio) * sum over k of elu(-a_k e) is a
+  logarithm above a constant, and 0 for silence;
+- elu(x) + 1 = exp(x) for x <= 0 is the way back.
+
+Own method; the integral is Frullani's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sonorant.dsp.mel import mel_frequencies
+
+RECTIFIER_GAIN = 100.0  # |u| against u^2 / 2 in the rectifier: the border lies at -40 dB
+RATES = 4  # terms of the logarithm
+RATE_RATIO = 10.0  # one term for each 20 dB, 10 dB in the rectifier's square range
+LOUDEST_DB = -14.0  # of one band's root mean square; above it the logarithm flattens
+QUIETEST_DB = -70.0  # where the fit of level against logarithm begins
+HIGHEST = 0.98  # of half the sample rate: where the highest band ends
+
+
+@dataclass(frozen=True)
+class NoiseBands:
+    """Bands next to each other, as wide as each other in mel.
+
+    edges_hz: one more than bands. rates: a_k of the logarithm. slope, offset: ln(root mean square)
+    is about slope * logarithm + offset.
+    """
+
+    edges_hz: tuple[float, ...]
+    sample_rate: float
+    rates: tuple[float, ...]
+    slope: float
+    offset: float
+
+    @property
+    def count(self) -> int:
+        return len(self.edges_hz) - 1
+
+    def detectors(self, length: int) -> Tensor:
+        """A band filter of each band and its quadrature, `[2 * bands, length]`, gain 1 in the
+        middle of the band."""
+        time = torch.arange(length) - (length - 1) / 2
+        window = torch.hann_window(length + 2, periodic=False)[1:-1]
+        filters = []
+        for low, high in zip(self.edges_hz, self.edges_hz[1:], strict=False):
+            shape = window * torch.sinc((high - low) / self.sample_rate * time)
+            phase = math.pi * (low + high) / self.sample_rate * time
+            gain = (shape * phase.cos().square()).sum()
+            filters += [shape * phase.cos() / gain, shape * phase.sin() / gain]
+        return torch.stack(filters)
+
+    def carriers(self, hop: int, fade: int) -> Tensor:
+        """Noise in each band, `[bands, 2 * hop]`, of root mean square 1, for the frame of `hop`
+        samples that is being decoded and the start of the next: it fades in and out over `fade`
+        samples, so that the carriers of neighbouring frames join."""
+        noise = torch.randn(self.count, 2 * hop, generator=torch.Generator().manual_seed(0))
+        spectrum = torch.fft.rfft(noise)
+        frequencies = torch.fft.rfftfreq(2 * hop, 1 / self.sample_rate)
+        for band, (low, high) in enumerate(zip(self.edges_hz, self.edges_hz[1:], strict=False)):
+            spectrum[band] *= (frequencies >= low) & (frequencies < high)
+        noise = torch.fft.irfft(spectrum, n=2 * hop)
+        noise /= noise.square().mean(dim=1, keepdim=True).sqrt()
+        angle = (torch.arange(fade) + 0.5) / fade * (math.pi / 2)
+        window = torch.ones(2 * hop)
+        window[:fade] = angle.sin()
+        window[hop : hop + fade] = angle.cos()
+        window[hop + fade :] = 0
+        return noise * window
+
+
+def noise_bands(count: int, lowest_hz: float, sample_rate: float) -> NoiseBands:
+    """`count` bands from `lowest_hz` to almost half the sample rate."""
+    edges = mel_frequencies(count + 1, lowest_hz, HIGHEST * sample_rate / 2)
+    return NoiseBands(tuple(edges.tolist()), sample_rate, *_logarithm())
+
+
+def _logarithm() -> tuple[tuple[float, ...], float, float]:
+    """Rates, slope and offset (see `NoiseBands`) for Gaussian noise at the detectors."""
+    decibels = torch.arange(QUIETEST_DB, LOUDEST_DB, 2.5, dtype=torch.float64)
+    levels = 10 ** (decibels / 20)
+    loudest = float(_rectified(torch.tensor([10 ** (LOUDEST_DB / 20)], dtype=torch.float64)))
+    rates = tuple(RATE_RATIO**term / loudest for term in range(RATES))
+    rectified = _rectified(levels)
+    terms = torch.stack([1 - torch.exp(-rate * rectified) for rate in rates])
+    logarithm = math.log(RATE_RATIO) * terms.sum(dim=0)
+    unknowns = torch.stack([logarithm, torch.ones_like(logarithm)], dim=1)
+    slope, offset = torch.linalg.lstsq(unknowns, levels.log()[:, None]).solution[:, 0].tolist()
+    return rates, slope, offset
+
+
+def _rectified(levels: Tensor) -> Tensor:
+    """What rectifying both quadratures of noise of these root mean squares gives on average."""
+    probabilities = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    normal = torch.special.ndtri(probabilities)
+    u = (RECTIFIER_GAIN * levels[:, None] * normal).abs()
+    return 2 * (u - 1 + torch.exp(-u)).mean(dim=1)
