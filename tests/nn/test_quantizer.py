@@ -131,3 +131,19 @@ def test_perplexity_counts_codewords_in_use() -> None:
 def test_too_many_or_no_codebooks_are_refused(codebooks: int) -> None:
     with pytest.raises(ConfigError, match="1 to 3"):
         trained().encode(torch.randn(1, 4, 5), codebooks)
+
+
+def test_residuals_are_what_each_level_quantises() -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(QuantizerConfig(dimension=3, codebooks=3, codebook_size=4))
+    for layer in quantizer.layers:
+        torch.nn.init.normal_(layer.embed)
+    latent = torch.randn(2, 3, 5, requires_grad=True)
+    tokens = quantizer.encode(latent.detach())
+    residuals = quantizer.residuals(latent, tokens)
+    assert residuals.shape == (2, 3, 3, 5)
+    for level, layer in enumerate(quantizer.layers):
+        vectors = residuals[:, level].transpose(1, 2).flatten(0, 1)
+        assert torch.equal(layer.encode(vectors).view(2, 5), tokens[:, level])
+    residuals.sum().backward()
+    assert torch.equal(latent.grad, torch.full_like(latent, 3.0))

@@ -220,6 +220,18 @@ class ResidualQuantizer(nn.Module):
             torch.stack(penalties).mean(),
         )
 
+    def residuals(self, latent: Tensor, tokens: Tensor) -> Tensor:
+        """What each level is given to quantise: the latent less the codewords of the levels before.
+
+        Shape: latent [batch, dimension, frames], tokens [batch, codebooks, frames] -> [batch,
+        codebooks, dimension, frames]. Gradients reach the latent, not the codewords.
+        """
+        residuals = [latent]
+        for level, layer in enumerate(self._levels(tokens.shape[1])[:-1]):
+            codewords = layer.decode(tokens[:, level]).detach().transpose(1, 2)
+            residuals.append(residuals[-1] - codewords)
+        return torch.stack(residuals, dim=1)
+
     @torch.no_grad()
     def initialize(self, latents: Tensor, vectors_per_step: int) -> None:
         """Start every level from k-means over what the levels before leave of many latents.
