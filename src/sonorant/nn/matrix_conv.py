@@ -1,69 +1,39 @@
-"""Convolutions over time as matrix products on time-major memory, for inference on CPU.
+"""Convolutions over time on time-major memory, for inference on CPU.
 
-With sound laid out as `[batch, time, channels]`, every tap of a convolution is one matrix product
-on a shifted view, a strided convolution whose kernel spans two strides is a filter of two taps over
-blocks of `stride` samples, and so is its transpose, whose output needs no overlap-add. Nothing is
-copied, and the products run near the processor's peak, which the direct form does not reach for
-strided, transposed and short inputs.
+With sound laid out as `[batch, time, channels]` nothing needs to be rearranged between layers, and
+every layer has a form that runs near the processor's peak:
 
-Two-tap filters of many frames use the fast algorithm F(2, 2) of Winograd ("Arithmetic Complexity of
-Computations", 1980): two outputs for three products instead of four, exact up to rounding.
+- many channels: the kernel's two or three strides are as many taps over blocks of `stride` samples,
+  with a third fewer products (`minimal_filtering.py`). A transposed convolution is such a filter
+  too, whose output needs no overlap-add;
+- few channels: the built-in two-dimensional convolution, which reads this memory as an image of
+  height 1 with the channels last (the built-in one-dimensional one would rearrange it);
+- few frames: one matrix product over copied windows, since calls cost more than copies.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-# Below this many frames reading the weights costs more than the products that F(2, 2) saves.
-FAST_FILTER_FRAMES = 24
-# Up to this many frames all taps go in one product: the windows are small, and calls cost more.
+from sonorant.nn.minimal_filtering import MinimalFilter, affine
+
+# From this many weights per tap fewer products outweigh the additions around them (measured).
+LARGE_TAP = 2**15
+# Up to this many frames all taps go in one product over copied windows.
 FEW_FRAMES = 16
 
-
-@dataclass(frozen=True)
-class TwoTaps:
-    """A filter y[t] = x[t + 1] @ current + x[t] @ previous over blocks."""
-
-    current: Tensor
-    previous: Tensor
-    both: Tensor
-
-    @classmethod
-    def of(cls, current: Tensor, previous: Tensor) -> TwoTaps:
-        """Shapes: current, previous [in, out]."""
-        return cls(current.contiguous(), previous.contiguous(), (current + previous).contiguous())
-
-    def __call__(self, blocks: Tensor, bias: Tensor) -> Tensor:
-        """Shape: blocks [batch, frames + 1, in], bias [out] -> [batch, frames, out]."""
-        batch, frames = blocks.shape[0], blocks.shape[1] - 1
-        y = blocks.new_empty(batch, frames, self.current.shape[1])
-        for row in range(batch):
-            if frames >= FAST_FILTER_FRAMES:
-                self._fast(blocks[row], bias, y[row])
-            else:
-                self._plain(blocks[row], bias, y[row])
-        return y
-
-    def _plain(self, x: Tensor, bias: Tensor, y: Tensor) -> None:
-        torch.addmm(bias, x[:-1], self.previous, out=y)
-        y.addmm_(x[1:], self.current)
-
-    def _fast(self, x: Tensor, bias: Tensor, y: Tensor) -> None:
-        pairs = len(y) // 2
-        before, middle, after = (x[first : first + 2 * pairs : 2] for first in range(3))
-        shared = torch.addmm(bias, middle, self.both)
-        torch.addmm(shared, before - middle, self.previous, out=y[0 : 2 * pairs : 2])
-        torch.addmm(shared, after - middle, self.current, out=y[1 : 2 * pairs : 2])
-        if len(y) % 2:
-            self._plain(x[-2:], bias, y[-1:])
+Conv = nn.Conv1d | nn.ConvTranspose1d
+Form = TypeVar("Form")
 
 
 class PackedWeight:
-    """Weights rearranged for the matrix forms, kept while the layer's weight stays the same.
+    """Weights rearranged for the forms in use, kept while the layer's weight stays the same.
 
     A weight under weight norm is computed anew at every access, and so is packed anew.
     """
@@ -71,42 +41,20 @@ class PackedWeight:
     def __init__(self) -> None:
         self._source: Tensor | None = None
         self._version = -1
-        self._taps: list[Tensor] | TwoTaps | Tensor | None = None
+        self._forms: dict[Callable[..., Any], Any] = {}
 
-    def conv(self, conv: nn.Conv1d) -> list[Tensor] | TwoTaps | Tensor:
-        """Two block taps when the kernel spans two strides, else one matrix per tap, else all."""
+    def form(self, conv: Conv, pack: Callable[[Conv], Form]) -> Form:
+        """What `pack` makes of the weight of `conv`."""
+        if is_parametrized(conv) or conv.weight.is_inference():
+            return pack(conv)  # made anew at every access, or without a version to tell changes by
         weight = conv.weight
-        if self._fresh(conv, weight) or self._taps is None:
-            stride, kernel_size = conv.stride[0], conv.kernel_size[0]
-            by_time = weight.permute(2, 1, 0)  # [kernel, in, out]
-            if stride == 1:
-                self._taps = [tap.contiguous() for tap in by_time]
-            elif kernel_size == 2 * stride:
-                self._taps = TwoTaps.of(
-                    current=by_time[stride:].flatten(0, 1), previous=by_time[:stride].flatten(0, 1)
-                )
-            else:
-                self._taps = weight.flatten(1).t().contiguous()
-        return self._taps
-
-    def transposed(self, conv: nn.ConvTranspose1d) -> TwoTaps:
-        """Block taps of a transposed convolution whose kernel spans two strides."""
-        weight = conv.weight
-        if self._fresh(conv, weight) or not isinstance(self._taps, TwoTaps):
-            stride = conv.stride[0]
-            by_time = weight.permute(0, 2, 1)  # [in, kernel, out]
-            self._taps = TwoTaps.of(
-                current=by_time[:, :stride].flatten(1), previous=by_time[:, stride:].flatten(1)
-            )
-        return self._taps
-
-    def _fresh(self, module: nn.Module, weight: Tensor) -> bool:
-        """Whether the weight differs from the one that was packed."""
-        if is_parametrized(module) or weight.is_inference():
-            return True  # made anew at every access, or without a version to tell changes by
-        changed = self._source is not weight or self._version != weight._version
-        self._source, self._version = weight, weight._version
-        return changed
+        if self._source is not weight or self._version != weight._version:
+            self._source, self._version = weight, weight._version
+            self._forms.clear()
+        if pack not in self._forms:
+            self._forms[pack] = pack(conv)
+        form: Form = self._forms[pack]
+        return form
 
 
 def conv_time_major(x: Tensor, conv: nn.Conv1d, packed: PackedWeight) -> Tensor:
@@ -115,24 +63,20 @@ def conv_time_major(x: Tensor, conv: nn.Conv1d, packed: PackedWeight) -> Tensor:
     Shape: x [batch, time, in] -> [batch, frames, out].
     """
     stride, dilation, kernel_size = conv.stride[0], conv.dilation[0], conv.kernel_size[0]
+    if kernel_size == stride == 1:
+        return pointwise_sum([(conv, packed, x)])
     span = (kernel_size - 1) * dilation + 1
     frames = (x.shape[1] - span) // stride + 1
-    bias = _bias(conv, conv.out_channels)
-    taps = packed.conv(conv)
-    if isinstance(taps, TwoTaps):
-        blocks = x[:, : (frames + 1) * stride].contiguous()
-        return taps(blocks.view(x.shape[0], frames + 1, -1), bias)
-    few = kernel_size > 1 and (frames <= FEW_FRAMES or conv.in_channels == 1)
-    if isinstance(taps, list) and not few:
-        y = x.new_empty(x.shape[0], frames, conv.out_channels)
-        for row in range(x.shape[0]):
-            torch.addmm(bias, x[row, :frames], taps[0], out=y[row])
-            for index, tap in enumerate(taps[1:], start=1):
-                start = index * dilation
-                y[row].addmm_(x[row, start : start + frames], tap)
-        return y
-    windows = x.unfold(1, span, stride)[..., ::dilation].flatten(2)
-    return nn.functional.linear(windows, conv.weight.flatten(1), conv.bias)
+    strides = kernel_size / stride
+    large = stride * conv.in_channels * conv.out_channels >= LARGE_TAP
+    if large and dilation == 1 and strides in (2, 3):
+        needed = x[:, : frames * stride + kernel_size - stride]
+        blocks = needed.reshape(x.shape[0], -1, stride * conv.in_channels)
+        return packed.form(conv, _block_filter)(blocks, conv.bias)
+    if frames <= FEW_FRAMES or conv.in_channels == 1:
+        windows = x.unfold(1, span, stride)[..., ::dilation].flatten(2)
+        return F.linear(windows, conv.weight.flatten(1), conv.bias)
+    return _direct(x, packed.form(conv, _image_weight), conv.bias, stride, dilation)
 
 
 def pointwise_sum(terms: list[tuple[nn.Conv1d, PackedWeight, Tensor]]) -> Tensor:
@@ -140,18 +84,17 @@ def pointwise_sum(terms: list[tuple[nn.Conv1d, PackedWeight, Tensor]]) -> Tensor
 
     Shape: inputs [batch, time, in] -> [batch, time, out].
     """
-    first = terms[0][0]
-    bias = torch.stack([_bias(conv, conv.out_channels) for conv, _, _ in terms]).sum(dim=0)
+    biases = [conv.bias for conv, _, _ in terms if conv.bias is not None]
+    bias = sum(biases[1:], start=biases[0]) if biases else None
     batch, time = terms[0][2].shape[:2]
-    y = terms[0][2].new_empty(batch, time, first.out_channels)
-    for row in range(batch):
-        for index, (conv, packed, x) in enumerate(terms):
-            taps = packed.conv(conv)
-            assert isinstance(taps, list)
+    y = terms[0][2].new_empty(batch, time, terms[0][0].out_channels)
+    for index, (conv, packed, x) in enumerate(terms):
+        weight = packed.form(conv, _matrix)
+        for row in range(batch):
             if index == 0:
-                torch.addmm(bias, x[row], taps[0], out=y[row])
+                affine(bias, x[row], weight, y[row])
             else:
-                y[row].addmm_(x[row], taps[0])
+                y[row].addmm_(x[row], weight)
     return y
 
 
@@ -161,11 +104,52 @@ def conv_transpose_time_major(x: Tensor, conv: nn.ConvTranspose1d, packed: Packe
     Its kernel spans two strides.
     Shape: x [batch, frames, in] -> [batch, (frames + 1) * stride, out].
     """
-    padded = nn.functional.pad(x, (0, 0, 1, 1))
-    taps = packed.transposed(conv)
-    y = taps(padded, x.new_zeros(taps.current.shape[1]))
-    return y.view(x.shape[0], -1, conv.out_channels)
+    padded = F.pad(x, (0, 0, 1, 1))
+    if conv.stride[0] * conv.in_channels * conv.out_channels >= LARGE_TAP:
+        y = packed.form(conv, _transposed_filter)(padded, None)
+    else:
+        y = _direct(padded, packed.form(conv, _transposed_image_weight), None)
+    return y.reshape(x.shape[0], -1, conv.out_channels)
 
 
-def _bias(conv: nn.Conv1d, channels: int) -> Tensor:
-    return conv.weight.new_zeros(channels) if conv.bias is None else conv.bias
+def _direct(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, dilation: int = 1
+) -> Tensor:
+    image = x.transpose(1, 2)[:, :, None]
+    y = F.conv2d(image, weight, bias, stride=(1, stride), dilation=(1, dilation))
+    return y[:, :, 0].transpose(1, 2)
+
+
+def _matrix(conv: Conv) -> Tensor:
+    """[in, out], of a kernel of one."""
+    return conv.weight[..., 0].t().contiguous()
+
+
+def _image_weight(conv: Conv) -> Tensor:
+    """[out, in, 1, kernel] with the channels last in memory, without which nothing is gained."""
+    return _channels_last(conv.weight)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    image: Tensor = weight[:, :, None].contiguous(memory_format=torch.channels_last)
+    return image
+
+
+def _block_filter(conv: Conv) -> MinimalFilter:
+    by_time = conv.weight.permute(2, 1, 0)  # [kernel, in, out]
+    return MinimalFilter([tap.flatten(0, 1) for tap in by_time.split(conv.stride[0])])
+
+
+def _transposed_taps(conv: Conv) -> list[Tensor]:
+    """[in, stride * out] each: for the frame before, and for the current one."""
+    by_time = conv.weight.permute(0, 2, 1)  # [in, kernel, out]
+    current, before = by_time.split(conv.stride[0], dim=1)
+    return [before.flatten(1), current.flatten(1)]
+
+
+def _transposed_filter(conv: Conv) -> MinimalFilter:
+    return MinimalFilter(_transposed_taps(conv))
+
+
+def _transposed_image_weight(conv: Conv) -> Tensor:
+    return _channels_last(torch.stack(_transposed_taps(conv)).permute(2, 1, 0))
