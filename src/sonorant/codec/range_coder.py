@@ -35,28 +35,31 @@ class RangeEncoder:
     """Turn symbols into bits. `flush` ends the stream; `take` hands out the bytes so far.
 
     low, high, waiting_bits: the interval, and how many bits long it is written.
+    range_bits: the shares of the symbols are out of 2 to the power of this.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, range_bits: int = RANGE_BITS) -> None:
+        self._range_bits = range_bits
         self.low = self.high = self.waiting_bits = 0
         self._bits = self._bit_count = 0
         self._bytes = bytearray()
 
     def push(self, symbols: Iterable[tuple[int, int]]) -> None:
-        """Append symbols, each given as its share [start, end) of 2^24.
+        """Append symbols, each given as its share [start, end) of 2^range_bits.
 
         Raises: CodingError if the interval lies across a power of two for too long.
         """
         low, high, waiting = self.low, self.high, self.waiting_bits
+        range_bits = self._range_bits
         for start, end in symbols:
-            grow = RANGE_BITS + 1 - (high - low + 1).bit_length()
+            grow = range_bits + 1 - (high - low + 1).bit_length()
             if grow > 0:
                 low <<= grow
                 high = (high + 1 << grow) - 1
                 waiting += grow
             width = high - low + 1
-            high = low + ((end - 1) * width >> RANGE_BITS)
-            low += -(-start * width >> RANGE_BITS)
+            high = low + ((end - 1) * width >> range_bits)
+            low += -(-start * width >> range_bits)
             final = waiting - (low ^ high).bit_length()
             if final > 0:
                 waiting -= final
@@ -93,8 +96,8 @@ class RangeDecoder:
     next_byte: gives one byte, or nothing at the end of the data.
     """
 
-    def __init__(self, next_byte: Callable[[], bytes]) -> None:
-        self._next_byte = next_byte
+    def __init__(self, next_byte: Callable[[], bytes], range_bits: int = RANGE_BITS) -> None:
+        self._next_byte, self._range_bits = next_byte, range_bits
         self._low = self._high = self._current = self._waiting = 0
         self._bits = self._bit_count = 0
 
@@ -103,20 +106,20 @@ class RangeDecoder:
 
         Raises: CodingError if the bits belong to no symbol, or there are no more.
         """
-        low, high = self._low, self._high
-        grow = RANGE_BITS + 1 - (high - low + 1).bit_length()
+        low, high, range_bits = self._low, self._high, self._range_bits
+        grow = range_bits + 1 - (high - low + 1).bit_length()
         if grow > 0:
             low <<= grow
             high = (high + 1 << grow) - 1
             self._current = self._current << grow | self._read(grow)
             self._waiting += grow
         width, offset = high - low + 1, self._current - low
-        symbol = int(cumulative.searchsorted((offset << RANGE_BITS) // width, side="right"))
+        symbol = int(cumulative.searchsorted((offset << range_bits) // width, side="right"))
         if symbol == len(cumulative):
             raise CodingError("the coded bits belong to no token")
         start = int(cumulative[symbol - 1]) if symbol else 0
-        high = low + ((int(cumulative[symbol]) - 1) * width >> RANGE_BITS)
-        low += -(-start * width >> RANGE_BITS)
+        high = low + ((int(cumulative[symbol]) - 1) * width >> range_bits)
+        low += -(-start * width >> range_bits)
         if not low <= self._current <= high:
             raise CodingError("the coded bits belong to no token")
         self._narrow(low, high)

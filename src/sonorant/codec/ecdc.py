@@ -1,0 +1,364 @@
+"""`.ecdc` files, as the `encodec` command of the published package writes and reads them.
+
+Source: the format of that package; `docs/entropy-coding.md` gives it byte by byte. A JSON header
+says which model, how many samples and how many codebooks; then come the segments of the sound (one,
+at 24 kHz), each with its volume where the model normalises, and its tokens, either packed or coded
+with the entropy model. There are no checksums, and no lengths but that of the sound.
+
+Coded with the entropy model, a file opens only where every probability comes out as it was written,
+to the last bit (`entropy_published.py`); the reader notices when it did not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, BinaryIO, Protocol
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonorant.codec.bits import Tokens, pack_bits, unpack_bits
+from sonorant.codec.codec import Codec
+from sonorant.codec.container import Block
+from sonorant.codec.encodec import EncodecCore
+from sonorant.codec.encodec_segments import SegmentedEncodec
+from sonorant.codec.encoded import Encoded
+from sonorant.codec.entropy_coding import EntropyModel
+from sonorant.codec.entropy_published import PublishedProbabilities
+from sonorant.codec.range_coder import (
+    CodingError,
+    RangeDecoder,
+    RangeEncoder,
+    published_counts,
+    shares,
+)
+from sonorant.codec.whole_file import WholeFile
+from sonorant.errors import CheckpointError, FormatError
+
+SUFFIX = ".ecdc"
+NAMES = ("encodec_24khz", "encodec_48khz")
+MAGIC = b"ECDC"
+FIXED = struct.Struct(">4sBI")
+SCALE = struct.Struct(">f")
+LONGEST_HEADER = 65_536  # bytes; real ones have about 60
+BLOCK_FRAMES = 800  # frames at once; packed tokens fill whole bytes at every multiple of 8
+
+
+class EcdcHeader(msgspec.Struct, frozen=True):
+    """What a file says of itself; `samples` at the codec's rate, per channel."""
+
+    model: str = msgspec.field(name="m")
+    samples: Annotated[int, msgspec.Meta(ge=1, le=2**53)] = msgspec.field(name="al")
+    codebooks: Annotated[int, msgspec.Meta(ge=1)] = msgspec.field(name="nc")
+    coded: bool = msgspec.field(name="lm")
+
+    def pack(self) -> bytes:
+        """The header as it stands in the file; spaces as Python's json puts them."""
+        text = json.dumps(msgspec.to_builtins(self)).encode()
+        return FIXED.pack(MAGIC, 0, len(text)) + text
+
+
+class SegmentWriter(Protocol):
+    """Turns the tokens of one segment into bytes, piece by piece."""
+
+    def push(self, tokens: Tokens) -> bytes:
+        """The bytes that these frames, int64 [frames, codebooks], complete."""
+
+    def finish(self) -> bytes:
+        """The bytes that are left."""
+
+
+class PackedWriter:
+    """Tokens of 10 bits (for 1024 codewords) one after the other, the lowest bit first."""
+
+    def __init__(self, bits: int, codebooks: int) -> None:
+        self._bits = bits
+        self._pending = np.empty((0, codebooks), np.int64)
+
+    def push(self, tokens: Tokens) -> bytes:
+        joined = np.concatenate([self._pending, tokens])
+        whole = len(joined) - len(joined) % 8
+        self._pending = joined[whole:]
+        return pack_bits(joined[:whole].reshape(-1), self._bits, first="little")
+
+    def finish(self) -> bytes:
+        return pack_bits(self._pending.reshape(-1), self._bits, first="little")
+
+
+class CodedWriter:
+    """Tokens coded with the published entropy model from a fresh start."""
+
+    def __init__(self, model: EntropyModel, codebooks: int) -> None:
+        self._probabilities = PublishedProbabilities(model)
+        self._encoder = RangeEncoder()
+        self._previous = torch.zeros(codebooks, dtype=torch.int64)
+
+    def push(self, tokens: Tokens) -> bytes:
+        for frame in tokens:
+            counts = published_counts(self._probabilities.step(self._previous)).numpy()
+            self._encoder.push(shares(counts, frame))
+            self._previous = torch.from_numpy(frame) + 1
+        return self._encoder.take()
+
+    def finish(self) -> bytes:
+        self._encoder.flush()
+        return self._encoder.take()
+
+
+class EcdcWriter:
+    """Write an `.ecdc` file piece by piece.
+
+    entropy: the model to code with; None packs the tokens.
+    Use it in a `with` statement and end with `finish`; the file gets its name only then.
+    Raises: CheckpointError for a codec or entropy model that the format does not know; FormatError
+    if the file cannot be written.
+    """
+
+    def __init__(
+        self, path: str | Path, codec: EncodecCore, codebooks: int, entropy: EntropyModel | None
+    ) -> None:
+        check_name(codec)
+        self._codec, self._codebooks, self._entropy = codec, codebooks, entropy
+        self._samples = self._frames = 0
+        self._segment: SegmentWriter | None = None
+        self._file = WholeFile(Path(path))
+        # The header needs the length, which only the end of the sound tells.
+        self._body = tempfile.TemporaryFile(dir=Path(path).parent)  # noqa: SIM115
+
+    def __enter__(self) -> EcdcWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._body.close()
+        self._file.discard()
+
+    def write(self, encoded: Encoded) -> None:
+        """Append the tokens of the next stretch of sound."""
+        tokens = encoded.tokens[0].t().cpu().numpy()
+        self._samples += encoded.samples
+        self._frames += len(tokens)
+        if not self._codec.segmented:
+            self._segment = self._segment or self._new_segment()
+            self._append(self._segment.push(tokens))
+            return
+        scales = None if encoded.scales is None else encoded.scales[0].tolist()
+        start = 0
+        for index, frames in enumerate(encoded.segment_frames):
+            segment = self._new_segment()
+            volume = b"" if scales is None else SCALE.pack(scales[index])
+            self._append(volume + segment.push(tokens[start : start + frames]) + segment.finish())
+            start += frames
+
+    def finish(self, source_samples: int) -> None:
+        """Give the file its name. The format has no room for the length of the original."""
+        if self._segment is not None:
+            self._append(self._segment.finish())
+        expected = sum(frames for frames in segment_frames(self._codec, self._samples))
+        if self._samples < 1 or self._frames != expected:
+            raise FormatError(
+                f"{self._frames} frames are not the {expected} that an .ecdc file has for "
+                f"{self._samples} samples"
+            )
+        name, coded = str(self._codec.name), self._entropy is not None
+        self._file.write(EcdcHeader(name, self._samples, self._codebooks, coded).pack())
+        self._body.seek(0)
+        shutil.copyfileobj(self._body, self._file)
+        self._file.complete()
+
+    def _new_segment(self) -> SegmentWriter:
+        if self._entropy is not None:
+            return CodedWriter(self._entropy, self._codebooks)
+        return PackedWriter(token_bits(self._codec), self._codebooks)
+
+    def _append(self, data: bytes) -> None:
+        try:
+            self._body.write(data)
+        except OSError as error:
+            raise FormatError(f"cannot write {self._file.path}: {error.strerror}") from error
+
+
+class EcdcReader:
+    """An `.ecdc` file. Its header is checked when it is opened, its tokens when they are read.
+
+    Raises: FormatError saying what is wrong with it; OSError if it cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FormatError(f"{path} does not exist, or is not a file")
+        with self.path.open("rb") as file:
+            self.header = _Data(file, self.path).header()
+
+    @property
+    def coded(self) -> bool:
+        """Whether the tokens are coded with an entropy model."""
+        return self.header.coded
+
+    def blocks(self, codec: EncodecCore, entropy: EntropyModel | None = None) -> Iterator[Block]:
+        """The tokens, block by block; a segment is one block where the codec has segments.
+
+        entropy: the model they are coded with; None where they are packed.
+        Raises: FormatError where the file is damaged, goes on after its end, is of another codec,
+        or was coded with other probabilities; CheckpointError if there is no entropy model.
+        """
+        self._check(codec)
+        if self.coded and entropy is None:
+            raise CheckpointError(f"{self.path} is coded with an entropy model; load and give it")
+        with self.path.open("rb") as file:
+            data = _Data(file, self.path)
+            data.header()
+            for frames in segment_frames(codec, self.header.samples):
+                scale = data.scale() if codec.scaled else None
+                blocks = (
+                    self._coded(data, entropy, frames)
+                    if self.coded and entropy is not None
+                    else self._packed(data, codec, frames)
+                )
+                if codec.segmented:
+                    yield Block(torch.cat(list(blocks), dim=-1), scale)
+                else:
+                    yield from (Block(tokens, None) for tokens in blocks)
+            data.end()
+
+    def _check(self, codec: EncodecCore) -> None:
+        if codec.name != self.header.model:
+            raise FormatError(
+                f"{self.path} was made by {self.header.model}, not by {codec.name or 'this model'}"
+            )
+        most = codec.config.quantizer.codebooks
+        if self.header.codebooks > most:
+            raise FormatError(
+                f"{self.path} says it has {self.header.codebooks} codebooks; its model has {most}"
+            )
+
+    def _packed(self, data: _Data, codec: EncodecCore, frames: int) -> Iterator[Tensor]:
+        bits, codebooks = token_bits(codec), self.header.codebooks
+        for first in range(0, frames, BLOCK_FRAMES):
+            count = min(BLOCK_FRAMES, frames - first) * codebooks
+            packed = data.take(-(-count * bits // 8))
+            values = unpack_bits(packed, count, bits, first="little")
+            if int.from_bytes(packed, "little") >> count * bits:
+                raise FormatError(f"{self.path} is damaged: bits after the end of a segment")
+            if values.max() >= codec.config.quantizer.codebook_size:
+                raise FormatError(f"{self.path} holds a token outside its codebook")
+            yield torch.from_numpy(values.reshape(-1, codebooks).T.copy())[None]
+
+    def _coded(self, data: _Data, entropy: EntropyModel, frames: int) -> Iterator[Tensor]:
+        probabilities = PublishedProbabilities(entropy)
+        decoder = RangeDecoder(data.byte)
+        previous = torch.zeros(self.header.codebooks, dtype=torch.int64)
+        block = []
+        try:
+            for frame in range(frames):
+                counts = published_counts(probabilities.step(previous)).numpy()
+                previous = torch.tensor([decoder.pull(row) for row in counts]) + 1
+                block.append(previous - 1)
+                if len(block) == BLOCK_FRAMES or frame == frames - 1:
+                    yield torch.stack(block, dim=-1)[None]
+                    block = []
+            decoder.finish()
+        except CodingError as error:
+            raise FormatError(
+                f"{self.path} cannot be decoded ({error}): it is cut short or damaged, or was "
+                "coded with other rounding than this machine's. Such files open only with the "
+                "processor type, torch version and number of threads (OMP_NUM_THREADS) that wrote "
+                "them; .snr files have no such limit"
+            ) from error
+
+
+class _Data:
+    """An open file, of which no more is read than there is."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._left = os.fstat(file.fileno()).st_size
+
+    def header(self) -> EcdcHeader:
+        magic, version, size = FIXED.unpack(self.take(FIXED.size))
+        if magic != MAGIC:
+            raise FormatError(f"{self._path} is not an .ecdc file")
+        if version != 0:
+            raise FormatError(f"{self._path} is an .ecdc file of version {version}, not 0")
+        if size > LONGEST_HEADER:
+            raise FormatError(f"{self._path} says it has a header of {size} bytes: damaged")
+        try:
+            header = msgspec.json.decode(self.take(size), type=EcdcHeader)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise FormatError(f"{self._path} has an impossible header: {error}") from error
+        if header.model not in NAMES:
+            raise FormatError(
+                f"{self._path} was made by a model {header.model!r:.60}; .ecdc files are of "
+                f"{' or '.join(NAMES)}"
+            )
+        return header
+
+    def scale(self) -> float:
+        scale: float = SCALE.unpack(self.take(SCALE.size))[0]
+        if not 0 < scale < math.inf:
+            raise FormatError(f"{self._path} gives a segment the volume {scale}: damaged")
+        return scale
+
+    def take(self, count: int) -> bytes:
+        """The next bytes, if there are as many: a lying length must not allocate anything."""
+        data = self._file.read(count) if count <= self._left else b""
+        if len(data) != count:
+            raise FormatError(
+                f"{self._path} is cut short or damaged: {count} bytes should follow, "
+                f"{self._left} are left"
+            )
+        self._left -= count
+        return data
+
+    def byte(self) -> bytes:
+        """The next byte, or nothing at the end."""
+        data = self._file.read(1)
+        self._left -= len(data)
+        return data
+
+    def end(self) -> None:
+        if self._left:
+            raise FormatError(f"{self._path} goes on for {self._left} bytes after its end")
+
+
+def check_name(codec: Codec) -> None:
+    """Raises: CheckpointError for a codec whose name the format does not know."""
+    if codec.name not in NAMES or not isinstance(codec, EncodecCore):
+        raise CheckpointError(
+            f"an .ecdc file is made by {' or '.join(NAMES)}, not by {codec.name or 'this codec'}; "
+            "choose one of them (--model), or the ending .snr"
+        )
+
+
+def token_bits(codec: EncodecCore) -> int:
+    """Bits of a packed token."""
+    return (codec.config.quantizer.codebook_size - 1).bit_length()
+
+
+def segment_frames(codec: EncodecCore, samples: int) -> Iterator[int]:
+    """How many frames the format has for each segment of a sound; one by one, as there may be many.
+
+    The formula of the package as it is now; release 0.1.1 rounded otherwise and could not read some
+    of its own files (lengths such as 53 760 samples).
+    """
+    segment = stride = samples
+    if isinstance(codec, SegmentedEncodec) and codec.segment_samples and codec.stride_samples:
+        segment, stride = codec.segment_samples, codec.stride_samples
+    for offset in range(0, samples, stride):
+        length = min(samples - offset, segment)
+        yield math.ceil(length * codec.frame_rate / codec.sample_rate)
