@@ -11,14 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import sonorant
+from sonorant.codec.adversarial_training import AdversarySettings, LossWeights
 from sonorant.codec.encodec import Encodec, EncodecConfig
-from sonorant.codec.training import (
-    AdversarySettings,
-    CodecSettings,
-    CodecTask,
-    LossWeights,
-    StartSettings,
-)
+from sonorant.codec.training import CodecSettings, CodecTask, StartSettings
 from sonorant.data.dataset import SegmentConfig
 from sonorant.losses.msstft_discriminator import MSSTFTDiscriminatorConfig
 from sonorant.nn.quantizer import QuantizerConfig

@@ -15,6 +15,8 @@ from sonorant.audio import Audio
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ShapeError
 from sonorant.model import Model
+from sonorant.nn.quantizer import ResidualQuantizer
+from sonorant.nn.split_quantizer import SplitQuantizer
 from sonorant.nn.state import State
 
 # The quantizers' moving averages: training goes on from them; no token or sound depends on them.
@@ -25,6 +27,7 @@ class Codec(Model):
     """A system that turns sound `[batch, channels, time]` into tokens `[batch, codebooks, frames]`.
 
     Subclasses set the attributes below; their config has a `quantizer`, a `QuantizerConfig`.
+    quantizer: `encode` and `decode` between latents and tokens, and `initialize` for training.
     segmented, scaled: whether sounds are coded in segments, and with the volume of each.
     """
 
@@ -37,6 +40,7 @@ class Codec(Model):
     """Frames per second."""
     frame_samples: int
     """Samples of the shortest live chunk."""
+    quantizer: ResidualQuantizer | SplitQuantizer
 
     @property
     def segmented(self) -> bool:
@@ -70,6 +74,17 @@ class Codec(Model):
     def decode(self, encoded: Encoded) -> Audio:
         """The sound of the first row of tokens, at the codec's rate."""
         return Audio(self.decode_batch(encoded)[0], self.sample_rate)
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        """Latents `[batch, dimension, frames]` of sounds `[batch, channels, time]`, with gradients.
+
+        What the quantizer takes.
+        """
+        raise NotImplementedError
+
+    def from_latent(self, latent: Tensor) -> Tensor:
+        """Sounds `[batch, channels, frames * hop]` of latents, with gradients."""
+        raise NotImplementedError
 
     def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
         """Tokens of sounds `[batch, channels, time]` at the codec's rate."""

@@ -79,6 +79,7 @@ class EncodecCore(Codec):
 
     config_type: ClassVar[type[msgspec.Struct]] = EncodecConfig
     config: EncodecConfig
+    quantizer: ResidualQuantizer
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__(config)
@@ -112,6 +113,12 @@ class EncodecCore(Codec):
         bits_per_second = math.log2(self.config.quantizer.codebook_size) * self.frame_rate
         paid = max(1, math.floor(bandwidth_kbps * 1000 / bits_per_second))
         return min(paid, self.config.quantizer.codebooks)
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+    def from_latent(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent)
 
     def forward(self, x: Tensor, codebooks: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass over whole sounds `[batch, channels, time]`.

@@ -97,6 +97,7 @@ class Mimi(Codec, StreamingModule):
     system: ClassVar[str] = "mimi"
     config_type: ClassVar[type[msgspec.Struct]] = MimiConfig
     config: MimiConfig
+    quantizer: SplitQuantizer
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__(config)

@@ -99,6 +99,12 @@ class SplitQuantizer(nn.Module):
         penalty = (penalty * semantic_levels + acoustic_penalty * acoustic_levels) / levels
         return decoded + acoustic, semantic, penalty
 
+    @torch.no_grad()
+    def initialize(self, latents: Tensor, vectors_per_step: int) -> None:
+        """Start both parts from k-means over many latents; see `ResidualQuantizer`."""
+        for part in (self.semantic, self.acoustic):
+            part.levels.initialize(_project(part.input_proj, latents), vectors_per_step)
+
     def _shares(self, codebooks: int | None) -> tuple[int, int]:
         """How many of the first `codebooks` are semantic, and how many acoustic.
 
