@@ -12,6 +12,8 @@ import click
 from sonorant.errors import SonorantError
 
 DEFAULT_MODEL = "sonorant/codec-24khz-small"
+ECDC_MODEL = "encodec_24khz"
+"""By default for files ending in .ecdc, as the `encodec` command has it."""
 
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 

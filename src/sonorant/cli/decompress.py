@@ -1,4 +1,4 @@
-"""`sonorant decompress in.snr [out.wav]`: turn a small file back into sound."""
+"""`sonorant decompress in.snr|in.ecdc [out.wav]`: turn a small file back into sound."""
 
 from __future__ import annotations
 
@@ -17,25 +17,34 @@ from sonorant.cli.conversion import (
 
 
 @click.command()
-@click.argument("source", metavar="IN.SNR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="[SOUND]", required=False, type=click.Path(path_type=Path))
-@click.option("--model", help="Known name, folder or file; by default the one that IN.SNR names.")
+@click.option("--model", help="Known name, folder or file; by default the one that IN names.")
 @force_option
 def decompress(source: Path, target: Path | None, model: str | None, force: bool) -> None:
-    """Turn IN.SNR back into SOUND (.wav, .flac, .mp3, .ogg or .opus), by default a .wav beside it.
+    """Turn IN back into SOUND (.wav, .flac, .mp3, .ogg or .opus), by default a .wav beside it.
 
-    Its rate, length and channels are those of the original.
+    IN is a .snr file, of which rate, length and channels are those of the original, or an .ecdc
+    file of the EnCodec package, of which they are the codec's.
     """
     target = target or source.with_suffix(".wav")
     check_target(source, target, force)
-    from sonorant.codec.container import ContainerReader
-    from sonorant.codec.files import decompress_file, load_codec
+    from sonorant.codec.files import (
+        decompress_file,
+        load_codec,
+        load_entropy_model,
+        open_compressed,
+    )
 
-    seconds = ContainerReader(source).duration_seconds
-    codec = None if model is None else load_codec(model)
+    reader = open_compressed(source)
+    seconds = reader.duration_seconds
+    codec = entropy = None
+    if model is not None:
+        codec = load_codec(model)
+        entropy = load_entropy_model(codec, model) if reader.coded else None
     watch = Stopwatch()
     with progress_bar("decompressing") as progress:
-        decompress_file(source, target, codec, progress)
+        decompress_file(source, target, codec, progress, entropy)
     click.echo(
         f"{source} ({size(source)}, {kbps_text(source, seconds)}) -> "
         f"{target} ({size(target)}, {seconds:.1f} s); {watch.speed(seconds)}"

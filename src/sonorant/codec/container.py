@@ -334,6 +334,11 @@ class ContainerReader:
         )
 
     @property
+    def coded(self) -> bool:
+        """Whether the tokens are coded with an entropy model."""
+        return bool(self.header.entropy)
+
+    @property
     def duration_seconds(self) -> float:
         return self.totals.source_samples / self.header.source_sample_rate
 

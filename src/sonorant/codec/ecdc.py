@@ -33,7 +33,7 @@ from sonorant.codec.container import Block
 from sonorant.codec.encodec import EncodecCore
 from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.codec.encoded import Encoded
-from sonorant.codec.entropy_coding import EntropyModel
+from sonorant.codec.entropy_coding import EntropyCore, EntropyModel
 from sonorant.codec.entropy_published import PublishedProbabilities
 from sonorant.codec.range_coder import (
     CodingError,
@@ -46,7 +46,8 @@ from sonorant.codec.whole_file import WholeFile
 from sonorant.errors import CheckpointError, FormatError
 
 SUFFIX = ".ecdc"
-NAMES = ("encodec_24khz", "encodec_48khz")
+SAMPLE_RATES = {"encodec_24khz": 24_000, "encodec_48khz": 48_000}
+"""In Hz, of the models that the format knows."""
 MAGIC = b"ECDC"
 FIXED = struct.Struct(">4sBI")
 SCALE = struct.Struct(">f")
@@ -125,10 +126,10 @@ class EcdcWriter:
     """
 
     def __init__(
-        self, path: str | Path, codec: EncodecCore, codebooks: int, entropy: EntropyModel | None
+        self, path: str | Path, codec: Codec, codebooks: int, entropy: EntropyCore | None
     ) -> None:
-        check_name(codec)
-        self._codec, self._codebooks, self._entropy = codec, codebooks, entropy
+        self._codec, self._codebooks = _published(codec), codebooks
+        self._entropy = None if entropy is None else _published_entropy(entropy)
         self._samples = self._frames = 0
         self._segment: SegmentWriter | None = None
         self._file = WholeFile(Path(path))
@@ -210,42 +211,50 @@ class EcdcReader:
         """Whether the tokens are coded with an entropy model."""
         return self.header.coded
 
-    def blocks(self, codec: EncodecCore, entropy: EntropyModel | None = None) -> Iterator[Block]:
+    @property
+    def duration_seconds(self) -> float:
+        return self.header.samples / SAMPLE_RATES[self.header.model]
+
+    def blocks(self, model: Codec, entropy: EntropyCore | None = None) -> Iterator[Block]:
         """The tokens, block by block; a segment is one block where the codec has segments.
 
         entropy: the model they are coded with; None where they are packed.
         Raises: FormatError where the file is damaged, goes on after its end, is of another codec,
         or was coded with other probabilities; CheckpointError if there is no entropy model.
         """
-        self._check(codec)
-        if self.coded and entropy is None:
-            raise CheckpointError(f"{self.path} is coded with an entropy model; load and give it")
+        codec = self._checked(model)
+        coding = None
+        if self.coded:
+            if entropy is None:
+                raise CheckpointError(f"{self.path} is coded with an entropy model; give it")
+            coding = _published_entropy(entropy)
         with self.path.open("rb") as file:
             data = _Data(file, self.path)
             data.header()
             for frames in segment_frames(codec, self.header.samples):
                 scale = data.scale() if codec.scaled else None
-                blocks = (
-                    self._coded(data, entropy, frames)
-                    if self.coded and entropy is not None
-                    else self._packed(data, codec, frames)
-                )
+                if coding is None:
+                    blocks = self._packed(data, codec, frames)
+                else:
+                    blocks = self._coded(data, coding, frames)
                 if codec.segmented:
                     yield Block(torch.cat(list(blocks), dim=-1), scale)
                 else:
                     yield from (Block(tokens, None) for tokens in blocks)
             data.end()
 
-    def _check(self, codec: EncodecCore) -> None:
-        if codec.name != self.header.model:
+    def _checked(self, model: Codec) -> EncodecCore:
+        if model.name != self.header.model:
             raise FormatError(
-                f"{self.path} was made by {self.header.model}, not by {codec.name or 'this model'}"
+                f"{self.path} was made by {self.header.model}, not by {model.name or 'this model'}"
             )
+        codec = _published(model)
         most = codec.config.quantizer.codebooks
         if self.header.codebooks > most:
             raise FormatError(
                 f"{self.path} says it has {self.header.codebooks} codebooks; its model has {most}"
             )
+        return codec
 
     def _packed(self, data: _Data, codec: EncodecCore, frames: int) -> Iterator[Tensor]:
         bits, codebooks = token_bits(codec), self.header.codebooks
@@ -301,10 +310,10 @@ class _Data:
             header = msgspec.json.decode(self.take(size), type=EcdcHeader)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise FormatError(f"{self._path} has an impossible header: {error}") from error
-        if header.model not in NAMES:
+        if header.model not in SAMPLE_RATES:
             raise FormatError(
                 f"{self._path} was made by a model {header.model!r:.60}; .ecdc files are of "
-                f"{' or '.join(NAMES)}"
+                f"{' or '.join(SAMPLE_RATES)}"
             )
         return header
 
@@ -336,13 +345,23 @@ class _Data:
             raise FormatError(f"{self._path} goes on for {self._left} bytes after its end")
 
 
-def check_name(codec: Codec) -> None:
-    """Raises: CheckpointError for a codec whose name the format does not know."""
-    if codec.name not in NAMES or not isinstance(codec, EncodecCore):
+def _published(codec: Codec) -> EncodecCore:
+    """Raises: CheckpointError for a codec that the format does not know."""
+    if codec.name not in SAMPLE_RATES or not isinstance(codec, EncodecCore):
         raise CheckpointError(
-            f"an .ecdc file is made by {' or '.join(NAMES)}, not by {codec.name or 'this codec'}; "
-            "choose one of them (--model), or the ending .snr"
+            f"an .ecdc file is made by {' or '.join(SAMPLE_RATES)}, not by "
+            f"{codec.name or 'this codec'}; choose one of them (--model), or the ending .snr"
         )
+    return codec
+
+
+def _published_entropy(model: EntropyCore) -> EntropyModel:
+    """Raises: CheckpointError for an entropy model of another kind."""
+    if not isinstance(model, EntropyModel):
+        raise CheckpointError(
+            f"an .ecdc file is coded with the published entropy model, not {model.system!r}"
+        )
+    return model
 
 
 def token_bits(codec: EncodecCore) -> int:

@@ -1,14 +1,15 @@
-"""From sound file to container and back, block by block: memory does not grow with the sound.
+"""From sound file to small file and back, block by block: memory does not grow with the sound.
 
-Compressing converts the sound to the codec's rate and channels, decompressing gives back the rate,
-length and channels it had. Files appear whole or not at all.
+Compressing converts the sound to the codec's rate and channels. Our own container gives back the
+rate, length and channels it had; an `.ecdc` file, chosen by that ending, the codec's. Files appear
+whole or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,21 @@ from sonorant.codec.container import (
     ContainerWriter,
     Header,
 )
+from sonorant.codec.ecdc import SUFFIX, EcdcReader, EcdcWriter
 from sonorant.codec.encoded import Encoded
+from sonorant.codec.entropy_coder import EntropyCoder
+from sonorant.codec.entropy_coding import EntropyCore
 from sonorant.errors import AudioError, CheckpointError, FormatError
+from sonorant.hub.checkpoint import CONFIG_FILE
 from sonorant.hub.table import known
-from sonorant.model import load
+from sonorant.model import Model, load
 
 Progress = Callable[[float, float], None]
 """Called with the seconds done and the seconds in all."""
 
 STEP_FRAMES = 75  # frames coded at once: one second of the 24 kHz models
+ENTROPY_FOLDER = "entropy"
+"""Where a codec in a folder has its entropy model."""
 
 
 def load_codec(name_or_path: str | Path) -> Codec:
@@ -45,8 +52,40 @@ def load_codec(name_or_path: str | Path) -> Codec:
     return model
 
 
-def fingerprint(model: Codec) -> bytes:
-    """16 bytes that tell this codec from every other: of its config and weights, by SHA-256."""
+def load_entropy_model(codec: Codec, name_or_path: str | Path | None = None) -> EntropyCore:
+    """The entropy model that belongs to a codec.
+
+    It lies in the folder `entropy` inside the codec's own, or the table names it.
+    name_or_path: what the codec was loaded by, where it is not one of the table's.
+    Raises: CheckpointError if the codec has none, or one that does not fit; and as `load`.
+    """
+    name = _entropy_model_of(codec, name_or_path)
+    model = load(name)
+    if not isinstance(model, EntropyCore):
+        raise CheckpointError(f"{name} is a model of {model.system!r}, not an entropy model")
+    return model
+
+
+def _entropy_model_of(codec: Codec, name_or_path: str | Path | None) -> str | Path:
+    entry = known().models.get(codec.name or "")
+    folders = [Path(name_or_path)] if name_or_path is not None else []
+    if entry is not None and entry.package_folder is not None:
+        folders.append(entry.package_folder)
+    for folder in folders:
+        own = (folder.parent if folder.is_file() else folder) / ENTROPY_FOLDER
+        if (own / CONFIG_FILE).is_file():
+            return own
+    if entry is not None and entry.entropy is not None:
+        return entry.entropy
+    raise CheckpointError(
+        f"{name_or_path or codec.name or 'this codec'} has no entropy model; compress without "
+        f"entropy coding, or train one and put it into the folder {ENTROPY_FOLDER!r} inside the "
+        "codec's own (recipes/entropy-24khz-small.yaml)"
+    )
+
+
+def fingerprint(model: Model) -> bytes:
+    """16 bytes that tell this model from every other: of its config and weights, by SHA-256."""
     digest = hashlib.sha256(msgspec.json.encode(model.config))
     for name, tensor in sorted(model.saved_tensors().items()):
         if name.rsplit(".", 1)[-1] not in TRAINING_BUFFERS:
@@ -62,13 +101,16 @@ def compress_file(
     bandwidth_kbps: float | None = None,
     progress: Progress | None = None,
     mix_down: bool = False,
+    entropy: EntropyCore | None = None,
 ) -> None:
-    """Write the container `target` with the sound of the file `source`.
+    """Write the container or `.ecdc` file `target` with the sound of the file `source`.
 
     bandwidth_kbps: None for all codebooks. mix_down: make more than two channels one, by their
-    mean, instead of refusing them.
+    mean, instead of refusing them. entropy: the codec's entropy model (`load_entropy_model`), to
+    code the tokens with; None packs them.
     Raises: AudioError if the sound cannot be used, ConfigError for a bandwidth that the model does
-    not have, FormatError if the target cannot be written.
+    not have, CheckpointError for models that cannot write such a file, FormatError if the target
+    cannot be written.
     """
     found = info(source)
     if found.channels > 2 and not mix_down:
@@ -76,11 +118,11 @@ def compress_file(
             f"{source} has {found.channels} channels; the codec takes one or two: mix it down "
             "first, or allow it (--mix-down)"
         )
-    header = _header_of(found, model, model.codebooks_for(bandwidth_kbps))
+    codebooks = model.codebooks_for(bandwidth_kbps)
     state = model.init_state()
     length = STEP_FRAMES * model.hop_samples
     done = 0
-    with ContainerWriter(target, header) as writer:
+    with _writer(target, found, model, codebooks, entropy) as writer:
         rest = None
         for chunk in _chunks(source, found, model, length):
             done += chunk.samples.shape[-1]
@@ -94,35 +136,90 @@ def compress_file(
     _tell(progress, found.duration_seconds, found.duration_seconds)
 
 
+def open_compressed(source: str | Path) -> ContainerReader | EcdcReader:
+    """A file to decompress; its ending says which kind it is. Raises: FormatError if damaged."""
+    return EcdcReader(source) if Path(source).suffix == SUFFIX else ContainerReader(source)
+
+
 def decompress_file(
     source: str | Path,
     target: str | Path,
     model: Codec | None = None,
     progress: Progress | None = None,
+    entropy: EntropyCore | None = None,
 ) -> None:
-    """Write the sound of the container `source` to the sound file `target`, at its original rate.
+    """Write the sound of the file `source` to the sound file `target`.
 
-    model: None loads the one that the container names.
-    Raises: FormatError if the container is damaged or of another model; AudioError if the target
-    cannot be written.
+    From a container it comes back at its original rate, from an `.ecdc` file at the codec's.
+    model: None loads the one that the file names. entropy: None loads the one that belongs to the
+    model, where the file was coded with one.
+    Raises: FormatError if the file is damaged or of another model; AudioError if the target cannot
+    be written; CheckpointError if a model cannot be loaded.
     """
-    reader = ContainerReader(source)
+    reader = open_compressed(source)
     model = model or _named_codec(reader)
-    _check_model(reader, model)
-    header, totals = reader.header, reader.totals
-    converter = Converter(
-        header.sample_rate, header.source_sample_rate, model.channels, header.source_channels
-    )
-    coded = _exactly(totals.samples, _decoded(reader, model), spare=0, name=reader.path)
-    # Rounding at two rates may leave the sound some samples short.
-    spare = 2 + 2 * header.source_sample_rate // header.sample_rate
-    sound = _exactly(totals.source_samples, converter.stream(coded), spare, name=reader.path)
+    if reader.coded and entropy is None:
+        entropy = load_entropy_model(model)
+    if isinstance(reader, EcdcReader):
+        sound = _sound_of_ecdc(reader, model, entropy)
+    else:
+        sound = _sound_of_container(reader, model, entropy)
     done = 0
-    with AudioWriter(target, header.source_sample_rate, header.source_channels) as writer:
-        for piece in sound:
+    with AudioWriter(target, sound.sample_rate, sound.channels) as writer:
+        for piece in sound.pieces:
             writer.write(torch.from_numpy(piece.copy()))
             done += piece.shape[-1]
-            _tell(progress, done / header.source_sample_rate, reader.duration_seconds)
+            _tell(progress, done / sound.sample_rate, reader.duration_seconds)
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """What decompressing gives back: pieces `[channels, time]`, not computed before asked for."""
+
+    sample_rate: int
+    channels: int
+    pieces: Iterator[Samples]
+
+
+def _sound_of_container(
+    reader: ContainerReader, model: Codec, entropy: EntropyCore | None
+) -> _Sound:
+    _check_model(reader, model)
+    header, totals = reader.header, reader.totals
+    coder = None
+    if reader.coded and entropy is not None:
+        _check_entropy(reader, entropy)
+        coder = EntropyCoder(entropy)
+    rate, channels = header.source_sample_rate, header.source_channels
+    converter = Converter(header.sample_rate, rate, model.channels, channels)
+    decoded = _decoded(reader.blocks(coder), model)
+    coded = _exactly(totals.samples, decoded, spare=0, name=reader.path)
+    # Rounding at two rates may leave the sound some samples short.
+    spare = 2 + 2 * rate // header.sample_rate
+    pieces = _exactly(totals.source_samples, converter.stream(coded), spare, name=reader.path)
+    return _Sound(rate, channels, pieces)
+
+
+def _sound_of_ecdc(reader: EcdcReader, model: Codec, entropy: EntropyCore | None) -> _Sound:
+    decoded = _decoded(reader.blocks(model, entropy), model)
+    pieces = _exactly(reader.header.samples, decoded, spare=0, name=reader.path)
+    return _Sound(model.sample_rate, model.channels, pieces)
+
+
+def _writer(
+    target: str | Path, found: AudioInfo, model: Codec, codebooks: int, entropy: EntropyCore | None
+) -> ContainerWriter | EcdcWriter:
+    if entropy is not None:
+        known_to_it = (entropy.config.codebooks, entropy.config.codebook_size)
+        if known_to_it[0] < codebooks or known_to_it[1] != model.config.quantizer.codebook_size:
+            raise CheckpointError(
+                f"this entropy model knows {known_to_it[0]} codebooks of {known_to_it[1]} tokens, "
+                f"not the {codebooks} of {model.config.quantizer.codebook_size} of this codec"
+            )
+    if Path(target).suffix == SUFFIX:
+        return EcdcWriter(target, model, codebooks, entropy)
+    header = _header_of(found, model, codebooks, entropy)
+    return ContainerWriter(target, header, None if entropy is None else EntropyCoder(entropy))
 
 
 def _chunks(source: str | Path, found: AudioInfo, model: Codec, length: int) -> Iterator[Audio]:
@@ -132,13 +229,16 @@ def _chunks(source: str | Path, found: AudioInfo, model: Codec, length: int) -> 
         yield chunk.to(channels=model.channels)
 
 
-def _header_of(found: AudioInfo, model: Codec, codebooks: int) -> Header:
+def _header_of(
+    found: AudioInfo, model: Codec, codebooks: int, entropy: EntropyCore | None = None
+) -> Header:
     return Header(
         model=model.name or "",
         fingerprint=fingerprint(model),
         codebooks=codebooks,
         source_sample_rate=found.sample_rate,
         source_channels=found.channels if found.channels <= 2 else 1,
+        entropy=b"" if entropy is None else fingerprint(entropy),
         **_traits(model),
     )
 
@@ -154,8 +254,8 @@ def _traits(model: Codec) -> dict[str, Any]:
     }
 
 
-def _named_codec(reader: ContainerReader) -> Codec:
-    """The codec a container asks for, if the table knows it: a stranger's file must not choose
+def _named_codec(reader: ContainerReader | EcdcReader) -> Codec:
+    """The codec a file asks for, if the table knows it: a stranger's file must not choose
     what is read from disk or fetched from elsewhere."""
     name = reader.header.model
     if name not in known().models:
@@ -178,10 +278,20 @@ def _check_model(reader: ContainerReader, model: Codec) -> None:
         raise FormatError(f"{reader.path} does not describe its model as it is")
 
 
-def _decoded(reader: ContainerReader, model: Codec) -> Iterator[Samples]:
-    """The sound of a container at the codec's rate, `[channels, time]`."""
+def _check_entropy(reader: ContainerReader, entropy: EntropyCore) -> None:
+    ours = fingerprint(entropy)
+    if reader.header.entropy != ours:
+        raise FormatError(
+            f"{reader.path} was coded with the entropy model {reader.header.entropy.hex()[:8]}, "
+            f"not with the one of this codec ({ours.hex()[:8]}); use the codec and entropy model "
+            "that wrote it"
+        )
+
+
+def _decoded(blocks_: Iterable[Block], model: Codec) -> Iterator[Samples]:
+    """The sound of blocks of tokens at the codec's rate, `[channels, time]`."""
     state = model.init_state()
-    for block in reader.blocks():
+    for block in blocks_:
         for part in _steps(block, model):
             yield to_numpy(model.decode_step(part, state)[0])
     yield to_numpy(model.decode_flush(state)[0])
