@@ -8,6 +8,7 @@ import click
 
 SHORT_NAMES = {
     "codec": "sonorant.codec.training:CodecTask",
+    "entropy": "sonorant.codec.entropy_training:EntropyTask",
     "mimi": "sonorant.codec.mimi_training:MimiTask",
 }
 """Tasks that a recipe may name in short."""
