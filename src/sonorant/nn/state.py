@@ -11,6 +11,7 @@ keeps a zero-initialised flag or counter and derives its start from it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sonorant.errors import CheckpointError, ShapeError
+
+VERSION = "1"  # of what state tensors mean; counts up when a module remembers something else
+SAMPLED_VALUES = 64
+REASONS = {
+    "version": "by another version of this package; start the session anew",
+    "model": "by another model (other weights, or packed otherwise); load it with the same one",
+    "low_latency": "in another latency mode; make the state with the same low_latency",
+}
 
 
 class StreamingModule(nn.Module):
@@ -59,6 +68,7 @@ class State:
     def __init__(self, root: nn.Module, batch_size: int, low_latency: bool = False) -> None:
         if batch_size < 1:
             raise ShapeError(f"a state needs at least one row, got batch_size={batch_size}")
+        self._root = root
         self.batch_size = batch_size
         self.low_latency = low_latency
         self.tensors: dict[str, Tensor] = {}
@@ -109,21 +119,25 @@ class State:
                 tensor.masked_fill_(rows.view(-1, *[1] * (tensor.dim() - 1)), 0)
 
     def save(self, path: str | Path) -> None:
-        """Write the state to a safetensors file; `load` of a state of the same model reads it."""
+        """Write the state to a safetensors file; `load` of a state of the same model reads it.
+
+        Which rows are active is not kept. Raises: CheckpointError if the file cannot be written.
+        """
         target = Path(path)
         temporary = target.with_name(target.name + ".part")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.tensors.items()},
-            temporary,
-            metadata={"low_latency": str(self.low_latency)},
-        )
-        temporary.replace(target)
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        try:
+            save_file(tensors, temporary, metadata=self._identity())
+            temporary.replace(target)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"cannot save a state to {target}: {error}") from error
 
     def load(self, path: str | Path) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state, in this process or another.
 
-        Raises: CheckpointError if the file is damaged or belongs to another model or batch size;
-        this state is then unchanged.
+        Raises: CheckpointError if the file is damaged or of another model, version, batch size or
+        latency mode; this state is then unchanged.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -131,15 +145,41 @@ class State:
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a saved state: {error}") from error
+        for name, value in self._identity().items():
+            if metadata.get(name) != value:
+                raise CheckpointError(f"{path} was saved {REASONS[name]}")
         mine = {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
         theirs = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.items()}
-        if mine != theirs or metadata.get("low_latency") != str(self.low_latency):
+        if mine != theirs:
             raise CheckpointError(
-                f"{path} was saved by another model, version, batch size or latency mode; "
-                "make the state with the same model and arguments before loading it"
+                f"{path} does not hold the tensors of this state; make it with the batch size and "
+                f"the model that it was saved with (here {self.batch_size} rows)"
             )
         for name, tensor in saved.items():
             self.tensors[name].copy_(tensor)
+
+    def _identity(self) -> dict[str, str]:
+        """What a saved state must have in common with the one that loads it."""
+        return {
+            "version": VERSION,
+            "model": weights_digest(self._root),
+            "low_latency": str(self.low_latency),
+        }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Tells a module from others: a digest of the names, shapes and some values of its weights.
+
+    Some are enough: training or rounding changes all of them, and a live session cannot wait for
+    hundreds of megabytes to be read.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        values = tensor.detach().flatten()
+        some = values[:: max(1, len(values) // SAMPLED_VALUES)].cpu()
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def init_state(root: nn.Module, batch_size: int = 1, low_latency: bool = False) -> State:
