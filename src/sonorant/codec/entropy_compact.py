@@ -118,8 +118,7 @@ class CompactHeads(nn.Module):
         Shape: hidden [batch, frames, width], vectors [batch, codebooks, frames, rank] of the
         frames' own tokens, tables [codebooks, codebook_size, rank].
         """
-        of_frame = self.from_frame(vectors)
-        coarser = of_frame.cumsum(dim=1) - of_frame
+        coarser = F.pad(self.from_frame(vectors).cumsum(dim=1)[:, :-1], (0, 0, 0, 0, 1, 0))
         units = F.gelu(self.from_past(hidden)[:, None] + coarser)
         codebooks = vectors.shape[1]
         likeness = self.narrow(units) @ tables[:codebooks].transpose(1, 2)
