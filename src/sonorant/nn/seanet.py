@@ -7,6 +7,7 @@ convolution; the decoder mirrors it with transposed convolutions.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -25,6 +26,10 @@ from sonorant.nn.elu import ELU
 from sonorant.nn.lstm import SkipLSTM
 from sonorant.nn.matrix_conv import pointwise_sum
 from sonorant.nn.state import State
+
+
+# The stage at the lowest rate runs on this many blocks at once (benchmarks/codec.py).
+SLOW_STAGE_BLOCKS = 4
 
 
 class SEANetVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,7 +98,7 @@ class StreamingSequence(nn.Module):
     def run(self, x: Tensor, state: State | None, first: int, end: int) -> Tensor:
         """Only the layers from `first` to before `end`."""
         activation: ELU | None = None
-        for layer in self.layers[first:end]:
+        for layer in islice(self.layers, first, end):
             if isinstance(layer, ELU):
                 activation = layer
             elif activation is not None and isinstance(layer, StreamingConv1d):
@@ -101,6 +106,11 @@ class StreamingSequence(nn.Module):
             else:
                 x, activation = layer(x if activation is None else activation(x), state), None
         return x if activation is None else activation(x)
+
+    def run_split(self, x: Tensor, state: State, first: int, end: int, block: int) -> Tensor:
+        """The same on `block` samples at a time."""
+        parts = [self.run(part, state, first, end) for part in x.split(block, dim=-1)]
+        return torch.cat(parts, dim=-1)
 
 
 class ResidualBlock(nn.Module):
@@ -181,16 +191,23 @@ class SEANetEncoder(StreamingSequence):
             StreamingConv1d(width, config.dimension, config.last_kernel_size, style=style)
         )
         super().__init__(layers)
-        self.wide_layers = 1 + len(config.ratios) * (config.residual_layers + 2)
+        stage = config.residual_layers + 2
+        self.strided_layers = 1 + len(config.ratios) * stage
+        self.fast_layers = self.strided_layers - stage
 
     def run_in_blocks(self, x: Tensor, state: State, block: int) -> Tensor:
         """The same as a live call, with less memory and time for long inputs.
 
         The layers at high rates run on `block` samples at a time, so that what they make stays in
-        the processor's cache; the LSTM and the rest run once.
+        the processor's cache, the last stage on several blocks, so that its large weights are read
+        less often; the LSTM and the rest run once.
         """
-        parts = [self.run(part, state, 0, self.wide_layers) for part in x.split(block, dim=-1)]
-        return self.run(torch.cat(parts, dim=-1), state, self.wide_layers, len(self.layers))
+        fast, strided = self.fast_layers, self.strided_layers
+        parts = []
+        for part in x.split(SLOW_STAGE_BLOCKS * block, dim=-1):
+            part = self.run_split(part, state, 0, fast, block)
+            parts.append(self.run(part, state, fast, strided))
+        return self.run(torch.cat(parts, dim=-1), state, strided, len(self.layers))
 
 
 class SEANetDecoder(StreamingSequence):
@@ -224,15 +241,22 @@ class SEANetDecoder(StreamingSequence):
         if config.details.final_activation == "tanh":
             layers.append(FinalTanh())
         super().__init__(layers)
-        self.narrow_layers = 2 if config.lstm_layers else 1
+        self.latent_layers = 2 if config.lstm_layers else 1
+        self.slow_layers = self.latent_layers + 2 + config.residual_layers
+        self.slow_ratio = config.ratios[0]
 
     def run_in_blocks(self, x: Tensor, state: State, block: int) -> Tensor:
         """The same as a live call, with less memory and time for long inputs.
 
-        The first convolution and the LSTM run once, the layers at high rates on `block` frames at
-        a time.
+        The first convolution and the LSTM run once, the first stage on several blocks of `block`
+        frames, the layers at high rates on one at a time: see `SEANetEncoder.run_in_blocks`.
         """
-        x = self.run(x, state, 0, self.narrow_layers)
-        last = len(self.layers)
-        parts = [self.run(part, state, self.narrow_layers, last) for part in x.split(block, dim=-1)]
+        latent, slow = self.latent_layers, self.slow_layers
+        x = self.run(x, state, 0, latent)
+        parts = []
+        for part in x.split(SLOW_STAGE_BLOCKS * block, dim=-1):
+            part = self.run(part, state, latent, slow)
+            parts.append(
+                self.run_split(part, state, slow, len(self.layers), block * self.slow_ratio)
+            )
         return torch.cat(parts, dim=-1)
