@@ -14,8 +14,8 @@ class ELU(nn.Module):
     """x for x > 0, else alpha * (exp(x) - 1). Shape: any.
 
     Without gradients on CPU and for alpha 1, that of all published models, it is computed as
-    max(x, exp(min(x, 0)) - 1): about twice as fast as the built-in function there, and equal to it
-    within 6e-8.
+    min(max(x, 0), exp(x) - 1), since exp(x) - 1 is never below x: over twice as fast as the
+    built-in function there, and equal to it within 6e-8.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -31,8 +31,8 @@ class ELU(nn.Module):
         """Write the result into `out`, of the shape of `x`; not for training."""
         if not self._is_quick(x):
             return out.copy_(F.elu(x, self.alpha))
-        torch.clamp(x, max=0, out=out).exp_().sub_(1)
-        return torch.maximum(x, out, out=out)
+        torch.exp(x, out=out).sub_(1)
+        return torch.clamp(x, min=x.new_zeros(()), max=out, out=out)
 
     def _is_quick(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and self.alpha == 1
