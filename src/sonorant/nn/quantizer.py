@@ -71,7 +71,8 @@ class Codebook(nn.Module):
 
         Shape: x [vectors, dimension] -> int64 [vectors].
         """
-        return torch.addmm(-self._half_square_norms(), x, self.embed.t()).argmax(dim=-1)
+        likeness = torch.addmm(-self._half_square_norms(), x, self.embed.t())
+        return likeness.max(dim=-1).indices  # quicker on CPU than argmax
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Codewords `[..., dimension]` of tokens `[...]`."""
