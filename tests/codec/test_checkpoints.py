@@ -60,7 +60,7 @@ def test_a_folded_model_still_exports_equal_weights() -> None:
 def test_a_checkpoint_of_another_model_is_refused() -> None:
     weights = load_file(FIXTURES / "encodec24_tiny" / "weights.safetensors")
     model = build(PUBLISHED["encodec_48khz"])
-    with pytest.raises(CheckpointError, match="not an original EnCodec checkpoint"):
+    with pytest.raises(CheckpointError, match="not an EnCodec checkpoint of this layout"):
         from_original(model, weights)
 
 

@@ -204,19 +204,31 @@ def write_checkpoint(folder: str | Path, saved: SavedConfig, tensors: Mapping[st
 
     Raises: CheckpointError if the folder cannot be written.
     """
+    write_folder(folder, tensors, {CONFIG_FILE: saved})
+
+
+def write_folder(
+    folder: str | Path, tensors: Mapping[str, Tensor], documents: Mapping[str, Any]
+) -> None:
+    """Write `model.safetensors` and, by their names, JSON files beside it.
+
+    What is there is replaced only once all is written.
+    Raises: CheckpointError if the folder cannot be written.
+    """
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             part = Path(temporary) / "model"
             part.mkdir()
-            config = msgspec.json.format(msgspec.json.encode(saved), indent=2)
-            (part / CONFIG_FILE).write_bytes(config + b"\n")
+            for name, content in documents.items():
+                text = msgspec.json.format(msgspec.json.encode(content), indent=2)
+                (part / name).write_bytes(text + b"\n")
             save_file(dict(tensors), part / WEIGHTS_FILE, metadata={"format": "pt"})
             # safetensors lets nobody else read what it writes; the user's umask shall decide.
-            shutil.copymode(part / CONFIG_FILE, part / WEIGHTS_FILE)
+            shutil.copymode(part / next(iter(documents)), part / WEIGHTS_FILE)
             if folder.exists():
-                for name in (WEIGHTS_FILE, CONFIG_FILE):
+                for name in (WEIGHTS_FILE, *documents):
                     (part / name).replace(folder / name)
             else:
                 part.rename(folder)
