@@ -5,10 +5,12 @@ import re
 import pytest
 import torch
 
+from sonorant.audio import info
 from sonorant.codec.container import ContainerReader
+from sonorant.codec.ecdc import EcdcReader
 from tests.cli.running import CommandLine, sonorant
 from tests.codec.test_encodec import RATE, tiny
-from tests.codec.test_files import sound_file
+from tests.codec.test_files import entropy_model, sound_file
 
 __all__ = ["sonorant"]  # the fixture
 
@@ -64,3 +66,40 @@ def test_tokens_are_those_of_the_library(sonorant: CommandLine) -> None:
     blocks = ContainerReader(sonorant.folder / "in.snr").blocks()
     tokens = torch.cat([block.tokens for block in blocks], dim=-1)
     assert torch.equal(tokens, tiny().encode(read(sonorant.folder / "in.wav"), 0.8).tokens)
+
+
+def test_entropy_coding_is_smaller_and_opens_by_itself(sonorant: CommandLine) -> None:
+    entropy_model().save_pretrained(sonorant.folder / "model" / "entropy")
+    assert sonorant.run("compress", "in.wav", "coded.snr", "--entropy", *MODEL) == 0
+    assert ContainerReader(sonorant.folder / "coded.snr").coded
+    assert sonorant.run("decompress", "coded.snr", "coded.wav", "--model", "model") == 0
+    sonorant.run("compress", "in.wav", "packed.snr", *MODEL)
+    sonorant.run("decompress", "packed.snr", "packed.wav", "--model", "model")
+    files = sonorant.content()
+    assert files[str(sonorant.folder / "coded.wav")] == files[str(sonorant.folder / "packed.wav")]
+
+
+def test_a_codec_without_an_entropy_model_is_one_clear_error(sonorant: CommandLine) -> None:
+    line = sonorant.fails("compress", "in.wav", "--entropy", *MODEL)
+    assert "model has no entropy model; compress without entropy coding" in line
+
+
+def test_an_ecdc_file_is_chosen_by_its_ending(sonorant: CommandLine) -> None:
+    codec = tiny()
+    codec.name = "encodec_24khz"
+    codec.save_pretrained(sonorant.folder / "published")
+    published = ("--model", "published")
+    assert sonorant.run("compress", "in.wav", "a.ecdc", "--bandwidth", "0.8", *published) == 0
+    header = EcdcReader(sonorant.folder / "a.ecdc").header
+    assert (header.model, header.samples, header.codebooks) == ("encodec_24khz", 1000, 2)
+    assert sonorant.run("decompress", "a.ecdc", *published) == 0
+    assert info(sonorant.folder / "a.wav").sample_rate == RATE
+    line = sonorant.fails("compress", "in.wav", "b.ecdc", *MODEL)
+    assert "an .ecdc file is made by encodec_24khz or encodec_48khz" in line
+
+
+def test_an_ecdc_file_of_the_small_codec_is_refused_before_anything_is_written(
+    sonorant: CommandLine,
+) -> None:
+    line = sonorant.fails("compress", "in.wav", "a.ecdc", "--model", "sonorant/codec-24khz-small")
+    assert "not by sonorant/codec-24khz-small" in line

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -14,17 +15,22 @@ from sonorant.codec.container import ContainerReader
 from sonorant.codec.encodec import EncodecConfig
 from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.codec.encoded import Encoded
+from sonorant.codec.entropy_coding import EntropyCore
+from sonorant.codec.entropy_compact import CompactEntropyConfig, CompactEntropyModel
 from sonorant.codec.files import (
     STEP_FRAMES,
     Codec,
+    _entropy_model_of,
     compress_file,
     decompress_file,
     fingerprint,
     load_codec,
+    load_entropy_model,
 )
 from sonorant.errors import AudioError, CheckpointError, ConfigError, FormatError
 from sonorant.nn.seanet import SEANetConfig
 from tests.codec.test_encodec import BANDWIDTHS, HOP, QUANTIZER, RATE, random_model, tiny
+from tests.codec.test_entropy_exact import TRANSFORMER as SMALL
 
 SECOND = STEP_FRAMES * HOP  # one step of the tiny models, in samples
 
@@ -235,3 +241,72 @@ def test_a_model_that_looks_ahead_without_segments_is_refused(tmp_path: Path) ->
     model = tiny(causal=False)
     with pytest.raises(ConfigError, match="looks ahead"):
         compress_file(sound_file(tmp_path / "in.wav", 100), tmp_path / "a.snr", model)
+
+
+def entropy_model(codebooks: int = 4, seed: int = 0) -> EntropyCore:
+    torch.manual_seed(seed)
+    transformer = msgspec.structs.replace(SMALL, context=4)
+    config = CompactEntropyConfig(codebooks, 16, rank=4, head_width=8, transformer=transformer)
+    return CompactEntropyModel(config).eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_entropy_coded_containers_give_the_same_sound(tmp_path: Path, name: str) -> None:
+    model, entropy = MODELS[name](), entropy_model()
+    source = sound_file(tmp_path / "in.wav", SECOND + 77, 2 * RATE, model.channels)
+    for path, coding in (("packed.snr", None), ("coded.snr", entropy)):
+        compress_file(source, tmp_path / path, model, 0.8, entropy=coding)
+        decompress_file(tmp_path / path, tmp_path / f"{path}.wav", model, entropy=coding)
+    assert ContainerReader(tmp_path / "coded.snr").coded
+    sounds = [(tmp_path / f"{kind}.snr.wav").read_bytes() for kind in ("packed", "coded")]
+    assert sounds[0] == sounds[1]
+
+
+@pytest.mark.parametrize("name", ["causal", "segments"])
+def test_an_ecdc_file_gives_back_the_codecs_rate(tmp_path: Path, name: str) -> None:
+    model = MODELS[name]()
+    model.name = "encodec_24khz" if name == "causal" else "encodec_48khz"
+    source = sound_file(tmp_path / "in.wav", SECOND + 77, RATE, model.channels)
+    compress_file(source, tmp_path / "a.ecdc", model, 0.8)
+    decompress_file(tmp_path / "a.ecdc", tmp_path / "out.wav", model)
+    whole = model.decode(model.encode(read(source), 0.8))
+    torch.testing.assert_close(
+        read(tmp_path / "out.wav").samples,
+        whole.samples.clamp(-0.99, 0.99),
+        rtol=0,
+        atol=1.1 / 32768,
+    )
+
+
+def test_a_codec_in_a_folder_has_its_entropy_model_inside(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "model")
+    codec = load_codec(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="has no entropy model; compress without"):
+        load_entropy_model(codec, tmp_path / "model")
+    entropy_model().save_pretrained(tmp_path / "model" / "entropy")
+    for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        assert fingerprint(load_entropy_model(codec, path)) == fingerprint(entropy_model())
+    tiny().save_pretrained(tmp_path / "model" / "entropy")
+    with pytest.raises(CheckpointError, match="not an entropy model"):
+        load_entropy_model(codec, tmp_path / "model")
+
+
+def test_the_table_names_the_entropy_models_of_the_published_codecs() -> None:
+    codec = tiny()
+    for rate in ("24khz", "48khz"):
+        codec.name = f"encodec_{rate}"
+        assert _entropy_model_of(codec, None) == f"encodec_lm_{rate}"
+
+
+def test_entropy_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model, source = tiny(), sound_file(tmp_path / "in.wav", 100)
+    with pytest.raises(CheckpointError, match="knows 3 codebooks of 16 tokens, not the 4 of 16"):
+        compress_file(source, tmp_path / "a.snr", model, entropy=entropy_model(codebooks=3))
+    compress_file(source, tmp_path / "a.snr", model, entropy=entropy_model())
+    with pytest.raises(FormatError, match="was coded with the entropy model"):
+        decompress_file(
+            tmp_path / "a.snr", tmp_path / "out.wav", model, entropy=entropy_model(seed=1)
+        )
+    with pytest.raises(CheckpointError, match="has no entropy model"):
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+    assert sorted(os.listdir(tmp_path)) == ["a.snr", "in.wav"]

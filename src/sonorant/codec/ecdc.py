@@ -134,7 +134,11 @@ class EcdcWriter:
         self._segment: SegmentWriter | None = None
         self._file = WholeFile(Path(path))
         # The header needs the length, which only the end of the sound tells.
-        self._body = tempfile.TemporaryFile(dir=Path(path).parent)  # noqa: SIM115
+        try:
+            self._body = tempfile.TemporaryFile(dir=Path(path).parent)  # noqa: SIM115
+        except OSError as error:
+            self._file.discard()
+            raise FormatError(f"cannot write {path}: {error.strerror}") from error
 
     def __enter__(self) -> EcdcWriter:
         return self
