@@ -29,10 +29,10 @@ CODEC = EncodecConfig(
     seanet=SEANetConfig(base_filters=4, dimension=8, ratios=(8, 5), lstm_layers=1),
     quantizer=QuantizerConfig(dimension=8, codebooks=4, codebook_size=16),
 )
-UNET = UNetConfig(hidden=4, depth=2, growth=2, condition_dimension=8, steps=20)
-PLAIN = BandConfig(unet=UNET, schedule=ScheduleConfig(steps=20))
+UNET = UNetConfig(hidden=4, depth=2, growth=2, condition_dimension=8, steps=40)
+PLAIN = BandConfig(unet=UNET, schedule=ScheduleConfig(steps=40))
 EQUALISED = BandConfig(
-    unet=UNET, schedule=ScheduleConfig(steps=20), equalizer=EqualizerConfig(bands=2, sounds=4)
+    unet=UNET, schedule=ScheduleConfig(steps=40), equalizer=EqualizerConfig(bands=2, sounds=4)
 )
 CONFIG = MultiBandDiffusionConfig(
     codec="tiny", codebooks=2, sample_rate=RATE, bands=(PLAIN, EQUALISED)
@@ -150,7 +150,7 @@ def test_bands_trained_apart_are_joined_in_order() -> None:
     latents = torch.randn(1, 8, 10)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        steps = [19, 9, 0]
+        steps = [39, 19, 0]
         bands = [part.bands[0].generate(latents, 400, generator, steps) for part in parts]
         whole = joined.generate(latents, 400, seed=3, calls=2)
     torch.testing.assert_close(whole, bands[0] + bands[1])
@@ -159,10 +159,10 @@ def test_bands_trained_apart_are_joined_in_order() -> None:
 
 
 def test_bands_that_cannot_go_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match="20 steps, the schedule has 1000"):
+    with pytest.raises(ConfigError, match="40 steps, the schedule has 1000"):
         BandConfig(unet=UNET)
     other = BandConfig(
-        unet=msgspec.structs.replace(UNET, channels=2), schedule=ScheduleConfig(steps=20)
+        unet=msgspec.structs.replace(UNET, channels=2), schedule=ScheduleConfig(steps=40)
     )
     with pytest.raises(ConfigError, match="same channels"):
         msgspec.structs.replace(CONFIG, bands=(PLAIN, other))

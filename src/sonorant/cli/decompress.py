@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,13 +16,24 @@ from sonorant.cli.conversion import (
     size,
 )
 
+if TYPE_CHECKING:
+    from sonorant.codec.diffusion_files import DiffusionDecoder
+
 
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="[SOUND]", required=False, type=click.Path(path_type=Path))
 @click.option("--model", help="Known name, folder or file; by default the one that IN names.")
+@click.option(
+    "--diffusion",
+    metavar="MODEL",
+    help="Known name or folder of a diffusion model that makes the sound in place of the codec: "
+    "more natural at low bandwidths, and much slower.",
+)
 @force_option
-def decompress(source: Path, target: Path | None, model: str | None, force: bool) -> None:
+def decompress(
+    source: Path, target: Path | None, model: str | None, diffusion: str | None, force: bool
+) -> None:
     """Turn IN back into SOUND (.wav, .flac, .mp3, .ogg or .opus), by default a .wav beside it.
 
     IN is a .snr file, of which rate, length and channels are those of the original, or an .ecdc
@@ -42,10 +54,18 @@ def decompress(source: Path, target: Path | None, model: str | None, force: bool
     if model is not None:
         codec = load_codec(model)
         entropy = load_entropy_model(codec, model) if reader.coded else None
+    decoder = None if diffusion is None else _diffusion_decoder(diffusion)
     watch = Stopwatch()
     with progress_bar("decompressing") as progress:
-        decompress_file(source, target, codec, progress, entropy)
+        decompress_file(source, target, codec, progress, entropy, decoder)
     click.echo(
         f"{source} ({size(source)}, {kbps_text(source, seconds)}) -> "
         f"{target} ({size(target)}, {seconds:.1f} s); {watch.speed(seconds)}"
     )
+
+
+def _diffusion_decoder(name_or_path: str) -> DiffusionDecoder:
+    from sonorant.codec.diffusion_files import DiffusionDecoder
+    from sonorant.codec.multiband_diffusion import MultiBandDiffusion
+
+    return DiffusionDecoder(MultiBandDiffusion.from_pretrained(name_or_path))

@@ -38,6 +38,8 @@ from sonorant.model import Model, load
 
 Progress = Callable[[float, float], None]
 """Called with the seconds done and the seconds in all."""
+Decoder = Callable[[Iterable[Block], Codec], Iterator[Samples]]
+"""Turns blocks of tokens into the codec's sound, `[channels, time]` at its rate, piece by piece."""
 
 STEP_FRAMES = 75  # frames coded at once: one second of the 24 kHz models
 ENTROPY_FOLDER = "entropy"
@@ -147,12 +149,13 @@ def decompress_file(
     model: Codec | None = None,
     progress: Progress | None = None,
     entropy: EntropyCore | None = None,
+    decoder: Decoder | None = None,
 ) -> None:
     """Write the sound of the file `source` to the sound file `target`.
 
     From a container it comes back at its original rate, from an `.ecdc` file at the codec's.
     model: None loads the one that the file names. entropy: None loads the one that belongs to the
-    model, where the file was coded with one.
+    model, where the file was coded with one. decoder: makes the sound in place of the codec.
     Raises: FormatError if the file is damaged or of another model; AudioError if the target cannot
     be written; CheckpointError if a model cannot be loaded.
     """
@@ -161,9 +164,9 @@ def decompress_file(
     if reader.coded and entropy is None:
         entropy = load_entropy_model(model)
     if isinstance(reader, EcdcReader):
-        sound = _sound_of_ecdc(reader, model, entropy)
+        sound = _sound_of_ecdc(reader, model, entropy, decoder or _decoded)
     else:
-        sound = _sound_of_container(reader, model, entropy)
+        sound = _sound_of_container(reader, model, entropy, decoder or _decoded)
     done = 0
     with AudioWriter(target, sound.sample_rate, sound.channels) as writer:
         for piece in sound.pieces:
@@ -182,7 +185,7 @@ class _Sound:
 
 
 def _sound_of_container(
-    reader: ContainerReader, model: Codec, entropy: EntropyCore | None
+    reader: ContainerReader, model: Codec, entropy: EntropyCore | None, decoder: Decoder
 ) -> _Sound:
     _check_model(reader, model)
     header, totals = reader.header, reader.totals
@@ -192,7 +195,7 @@ def _sound_of_container(
         coder = EntropyCoder(entropy)
     rate, channels = header.source_sample_rate, header.source_channels
     converter = Converter(header.sample_rate, rate, model.channels, channels)
-    decoded = _decoded(reader.blocks(coder), model)
+    decoded = decoder(reader.blocks(coder), model)
     coded = _exactly(totals.samples, decoded, spare=0, name=reader.path)
     # Rounding at two rates may leave the sound some samples short.
     spare = 2 + 2 * rate // header.sample_rate
@@ -200,8 +203,10 @@ def _sound_of_container(
     return _Sound(rate, channels, pieces)
 
 
-def _sound_of_ecdc(reader: EcdcReader, model: Codec, entropy: EntropyCore | None) -> _Sound:
-    decoded = _decoded(reader.blocks(model, entropy), model)
+def _sound_of_ecdc(
+    reader: EcdcReader, model: Codec, entropy: EntropyCore | None, decoder: Decoder
+) -> _Sound:
+    decoded = decoder(reader.blocks(model, entropy), model)
     pieces = _exactly(reader.header.samples, decoded, spare=0, name=reader.path)
     return _Sound(model.sample_rate, model.channels, pieces)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sonorant.audio import Audio
+from sonorant.codec.codec import Codec
 from sonorant.codec.diffusion_bands import BandEqualizer, EqualizerConfig, match_bands
 from sonorant.codec.diffusion_schedule import NoiseSchedule, ScheduleConfig, spaced_steps
 from sonorant.codec.diffusion_unet import DiffusionUNet, UNetConfig
@@ -126,7 +127,7 @@ class MultiBandDiffusion(Model):
         self.bands = nn.ModuleList(DiffusionBand(band, config.sample_rate) for band in config.bands)
 
     def decode(
-        self, encoded: Encoded, codec: EncodecCore, seed: int = 0, calls: int | None = None
+        self, encoded: Encoded, codec: Codec, seed: int = 0, calls: int | None = None
     ) -> Audio:
         """The sound of the first row of tokens, in place of `codec.decode(encoded)`.
 
@@ -140,7 +141,7 @@ class MultiBandDiffusion(Model):
     def decode_batch(
         self,
         encoded: Encoded,
-        codec: EncodecCore,
+        codec: Codec,
         seed: int = 0,
         calls: int | None = None,
         called: Calls | None = None,
@@ -153,7 +154,7 @@ class MultiBandDiffusion(Model):
         return match_bands(made, plain, self.sample_rate)[..., : encoded.samples]
 
     def regenerate(
-        self, audio: Audio, codec: EncodecCore, seed: int = 0, calls: int | None = None
+        self, audio: Audio, codec: Codec, seed: int = 0, calls: int | None = None
     ) -> Audio:
         """A sound through the codec and back by diffusion, at its own rate, length and channels.
 
@@ -164,9 +165,7 @@ class MultiBandDiffusion(Model):
         made = [self._regenerated(part, codec, seed, calls) for part in parts]
         return Audio(torch.cat(made), audio.sample_rate)
 
-    def _regenerated(
-        self, audio: Audio, codec: EncodecCore, seed: int, calls: int | None
-    ) -> Tensor:
+    def _regenerated(self, audio: Audio, codec: Codec, seed: int, calls: int | None) -> Tensor:
         encoded = codec.encode(audio)
         samples = self.decode(encoded, codec, seed, calls).to(audio.sample_rate).samples
         length = audio.samples.shape[-1]
@@ -193,7 +192,7 @@ class MultiBandDiffusion(Model):
             parts.append(band.generate(latents, samples, generator, steps, called))
         return torch.stack(parts).sum(dim=0)
 
-    def tokens_for(self, encoded: Encoded, codec: EncodecCore) -> Tensor:
+    def tokens_for(self, encoded: Encoded, codec: Codec) -> Tensor:
         """The tokens `[batch, codebooks, frames]` that it was trained on, of those there are.
 
         Raises: ConfigError if the codec does not fit, or there are fewer codebooks.
@@ -208,17 +207,18 @@ class MultiBandDiffusion(Model):
             )
         return encoded.tokens[:, :wanted]
 
-    def check_codec(self, codec: EncodecCore) -> None:
+    def check_codec(self, codec: Codec) -> None:
         """Raises: ConfigError if the codec's rate, channels or latents are not this model's."""
         unet = self.config.bands[0].unet
         ours = (self.sample_rate, unet.channels, unet.condition_dimension)
         dimension = codec.config.quantizer.dimension
-        if ours != (codec.sample_rate, codec.channels, dimension) or codec.segmented:
+        theirs = (codec.sample_rate, codec.channels, dimension)
+        if not isinstance(codec, EncodecCore) or codec.segmented or ours != theirs:
             raise ConfigError(
                 f"this diffusion model goes with {self.config.codec}: {ours[0]} Hz, {ours[1]} "
-                f"channel(s), latents of {ours[2]} numbers; {codec.name or 'this codec'} has "
-                f"{codec.sample_rate} Hz, {codec.channels} channel(s), latents of {dimension}"
-                + (", in segments" if codec.segmented else "")
+                f"channel(s), latents of {ours[2]} numbers; {codec.name or 'this codec'} is of the "
+                f"system {codec.system} and has {codec.sample_rate} Hz, {codec.channels} "
+                f"channel(s), latents of {dimension}"
             )
 
 
