@@ -10,7 +10,7 @@ from torch import Tensor
 from sonorant.audio import Audio
 from sonorant.codec.encoded import Encoded
 from sonorant.codec.mimi import BLOCK_FRAMES, MIMI, Mimi, MimiConfig
-from sonorant.errors import AudioError, ConfigError, ShapeError
+from sonorant.errors import AudioError, CheckpointError, ConfigError, ShapeError
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.transformer import TransformerConfig
 
@@ -254,3 +254,40 @@ def test_a_bypassed_row_is_not_quantised() -> None:
     torch.testing.assert_close(both[1], quantized[1])
     torch.testing.assert_close(both[:1], projected)
     torch.testing.assert_close(semantic, meaning)
+
+
+def wide_mimi() -> Mimi:
+    """As the tiny one, with convolutions of enough channels to be packed."""
+    config = tiny_mimi().config
+    seanet = msgspec.structs.replace(config.seanet, base_filters=128)
+    torch.manual_seed(0)
+    return Mimi(msgspec.structs.replace(config, seanet=seanet)).eval()
+
+
+@pytest.mark.parametrize(("mode", "error"), [("fp16", 2e-3), ("int8", 0.1)])
+def test_a_packed_model_reads_convolutions_and_linear_layers_in_few_bits(
+    mode: str, error: float
+) -> None:
+    model, packed = wide_mimi(), wide_mimi()
+    report = packed.optimize(mode)
+    assert report.total < error
+    paths = set(report.layers)
+    assert any(path.startswith("encoder.layers") for path in paths)
+    assert any(path.startswith("decoder.layers") for path in paths)
+    assert any(path.startswith("decoder_transformer") for path in paths)
+    state, other = model.init_state(), packed.init_state()
+    latent = torch.randn(1, 8, 6)
+    with torch.no_grad():
+        for part in latent.split(1, dim=-1):
+            exact, near = model.from_latent(part, state), packed.from_latent(part, other)
+            assert 0 < float((near - exact).norm() / exact.norm()) < error
+    with pytest.raises(CheckpointError, match="packed"):
+        packed.saved_tensors()
+
+
+def test_a_mode_that_does_not_exist_leaves_the_model_as_it_is() -> None:
+    model = wide_mimi()
+    names = set(model.state_dict())
+    with pytest.raises(ConfigError, match="no mode 'fp3'"):
+        model.optimize("fp3")
+    assert set(model.state_dict()) == names

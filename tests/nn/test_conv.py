@@ -1,5 +1,6 @@
 """Convolutions: published padding, both computing forms, live equals offline."""
 
+import copy
 import math
 
 import pytest
@@ -138,3 +139,31 @@ def test_what_looks_ahead_cannot_run_live() -> None:
         early(torch.ones(1, 1, 4), init_state(early))
     with pytest.raises(ShapeError, match="cannot be causal"):
         StreamingConv1d(1, 1, 3, style=ConvStyle(True, "zero", "time_group_norm"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kernel_size", "stride"), [(7, 1), (8, 4), (6, 2), (3, 1)])
+def test_the_live_product_of_few_frames_is_the_convolution(kernel_size: int, stride: int) -> None:
+    torch.manual_seed(0)
+    plain = StreamingConv1d(3, 5, kernel_size, stride, style=style("zero"))
+    with_product = copy.deepcopy(plain)
+    with_product.add_live_product()
+    one, other = init_state(plain), init_state(with_product)
+    for frames in (1, 2, 5, 40):  # the last are too many for it
+        x = torch.randn(1, 3, frames * stride)
+        torch.testing.assert_close(with_product(x, other), plain(x, one))
+        torch.testing.assert_close(with_product(x), plain(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_the_live_product_of_few_frames_is_the_transposed_convolution(stride: int) -> None:
+    torch.manual_seed(0)
+    plain = StreamingConvTranspose1d(3, 5, 2 * stride, stride, style("zero"))
+    with_product = copy.deepcopy(plain)
+    with_product.add_live_product()
+    one, other = init_state(plain), init_state(with_product)
+    for frames in (1, 2, 5, 40):
+        x = torch.randn(2, 3, frames)
+        torch.testing.assert_close(with_product(x[:1], other), plain(x[:1], one))
+        torch.testing.assert_close(with_product(x), plain(x))

@@ -26,7 +26,8 @@ from sonorant.codec.codec import Codec
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ConfigError, ShapeError
 from sonorant.model import SkipInitialization
-from sonorant.nn.conv import ConvStyle, StreamingConv1d
+from sonorant.nn.conv import ConvStyle, StreamingConv1d, StreamingConvTranspose1d
+from sonorant.nn.linear import PackReport
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.split_quantizer import SplitQuantizer
@@ -36,6 +37,8 @@ from sonorant.nn.transformer import Transformer, TransformerConfig
 # The layers at high rates work on so many frames at once, so that what they make stays in the
 # processor's cache (benchmarks/mimi.py).
 BLOCK_FRAMES = 12
+# Convolutions from this many weights on spend live steps in reading them.
+LARGE_CONV = 2**18
 
 # Section 3.3.1 and the published checkpoint.
 MIMI_SEANET = SEANetConfig(
@@ -130,6 +133,27 @@ class Mimi(Codec, StreamingModule):
         twin.load_state_dict(self.state_dict(), assign=True)
         twin.name = self.name
         return twin.train(self.training)
+
+    def optimize(self, mode: str) -> PackReport:
+        """Pack the transformers, the quantizer's projections and, for live steps, the convolutions
+        of many channels; see `Model.optimize`. Whole sounds go through the convolutions as before.
+        """
+        layers = [
+            layer
+            for layer in self.modules()
+            if isinstance(layer, StreamingConv1d | StreamingConvTranspose1d)
+            and layer.conv.weight.numel() >= LARGE_CONV
+            and layer.conv.dilation == (1,)
+            and (isinstance(layer, StreamingConv1d) or layer.excess == layer.stride)
+        ]
+        for layer in layers:
+            layer.add_live_product()
+        try:
+            return super().optimize(mode)
+        except ConfigError:
+            for layer in layers:
+                layer.live_product = None
+            raise
 
     def codebooks_for(self, bandwidth_kbps: float | None = None) -> int:
         """How many codebooks a bandwidth in kb/s pays for; all of them for None or more than all.

@@ -26,7 +26,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from sonorant.errors import ShapeError
 from sonorant.nn.elu import ELU
-from sonorant.nn.matrix_conv import PackedWeight, conv_time_major, conv_transpose_time_major
+from sonorant.nn.matrix_conv import (
+    FEW_FRAMES,
+    PackedWeight,
+    conv_time_major,
+    conv_transpose_time_major,
+)
 from sonorant.nn.state import State, StreamingModule
 
 PadMode = Literal["reflect", "zero", "replicate"]
@@ -131,6 +136,7 @@ class StreamingConv1d(StreamingModule):
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
         self.packed = PackedWeight()
+        self.live_product: nn.Module | None = None
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
@@ -143,12 +149,24 @@ class StreamingConv1d(StreamingModule):
         self, x: Tensor, state: State | None = None, activation: ELU | None = None
     ) -> Tensor:
         """`activation` is applied to the input first, in the pass that pads it."""
-        if uses_matrix_form(x):
+        if self.live_product is not None and x.shape[-1] <= FEW_FRAMES * self.stride:
+            padded = self._pad(x.transpose(1, 2), state, 1, activation)
+            windows = padded.unfold(1, self.span, self.stride).flatten(2)
+            y = self.live_product(windows).transpose(1, 2)
+        elif uses_matrix_form(x):
             padded = self._pad(x.transpose(1, 2), state, 1, activation)
             y = conv_time_major(padded, self.conv, self.packed).transpose(1, 2)
         else:
             y = self.conv(self._pad(x, state, 2, activation))
         return self.norm(y)
+
+    def add_live_product(self) -> None:
+        """Also hold the weight as one linear layer, which few frames then take.
+
+        Linear layers can be packed (`linear.py`), and the time of few frames goes into reading
+        weights. The layer must not be trained from here on.
+        """
+        self.live_product = _linear(self.conv.weight.flatten(1), self.conv.bias)
 
     def _pad(self, x: Tensor, state: State | None, dim: int, activation: ELU | None) -> Tensor:
         length, mode = x.shape[dim], self.style.pad_mode
@@ -245,6 +263,7 @@ class StreamingConvTranspose1d(StreamingModule):
         self.conv = weight_norm(conv) if style.norm == "weight_norm" else conv
         self.norm = _group_norm(out_channels, style)
         self.packed = PackedWeight()
+        self.live_product: nn.Module | None = None
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
@@ -267,12 +286,37 @@ class StreamingConvTranspose1d(StreamingModule):
 
     def _convolve(self, x: Tensor, with_bias: bool) -> Tensor:
         """The whole, untrimmed product."""
+        if self.live_product is not None and x.shape[-1] <= FEW_FRAMES:
+            return self._convolve_few(x, self.live_product, with_bias)
         conv = self.conv
         bias = conv.bias if with_bias else None
         if not uses_matrix_form(x) or conv.kernel_size[0] != 2 * self.stride:
             return F.conv_transpose1d(x, conv.weight, bias, self.stride)
         y = conv_transpose_time_major(x.transpose(1, 2), conv, self.packed).transpose(1, 2)
         return y if bias is None else y + bias[:, None]
+
+    def add_live_product(self) -> None:
+        """As in `StreamingConv1d`; for kernels that span two strides."""
+        by_time = self.conv.weight.permute(2, 1, 0)  # [kernel, out, in]
+        self.live_product = _linear(by_time.flatten(0, 1), None)
+
+    def _convolve_few(self, x: Tensor, product: nn.Module, with_bias: bool) -> Tensor:
+        """Every frame gives two strides of output, the second of which the next frame adds to."""
+        halves = product(x.transpose(1, 2)).unflatten(-1, (2, self.stride, -1))
+        padded = F.pad(halves, (0, 0, 0, 0, 0, 0, 1, 1))
+        y = padded[:, 1:, 0] + padded[:, :-1, 1]  # [batch, frames + 1, stride, out]
+        y = y.flatten(1, 2).transpose(1, 2)
+        bias = self.conv.bias
+        return y + bias[:, None] if with_bias and bias is not None else y
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of a weight [out, in], for inference."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
 
 
 def _group_norm(channels: int, style: ConvStyle) -> nn.Module:
