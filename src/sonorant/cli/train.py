@@ -10,6 +10,7 @@ SHORT_NAMES = {
     "codec": "sonorant.codec.training:CodecTask",
     "entropy": "sonorant.codec.entropy_training:EntropyTask",
     "mimi": "sonorant.codec.mimi_training:MimiTask",
+    "multiband_diffusion": "sonorant.codec.diffusion_training:DiffusionTask",
 }
 """Tasks that a recipe may name in short."""
 
