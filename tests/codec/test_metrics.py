@@ -2,18 +2,25 @@
 
 import math
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from sonorant.audio import Audio
+from sonorant.audio import Audio, read
 from sonorant.codec import metrics
 from sonorant.codec.metrics import (
     CodebookUse,
     codebook_use,
+    codeword_counts,
     has_visqol,
     mel_distance,
+    pesq,
     si_snr,
+    stft_distance,
+    stoi,
+    use_of_counts,
     visqol,
 )
 from sonorant.errors import AudioError, DependencyError
@@ -102,6 +109,69 @@ def test_visqol_falls_as_noise_rises() -> None:
     scores = [visqol(reference, version) for version in versions]
     assert scores[0] == pytest.approx(4.73, abs=0.01)
     assert scores[0] > scores[1] > scores[2] >= 1
+
+
+def test_stft_distance_of_a_gain_is_known() -> None:
+    """Convergence 1 - gain, and |ln gain| of every magnitude."""
+    distance = stft_distance(noise(0), scaled(noise(0), 0.5))
+    assert distance == pytest.approx(0.5 + math.log(2), abs=0.01)
+    assert stft_distance(noise(0), noise(0)) == 0
+
+
+def test_stft_distance_needs_sound() -> None:
+    with pytest.raises(AudioError, match="1025 samples or more"):
+        stft_distance(noise(0, 0.04), noise(0, 0.04))
+    with pytest.raises(AudioError, match="silent reference"):
+        stft_distance(scaled(noise(0), 0.0), noise(0))
+
+
+def speech(seconds: float) -> Audio:
+    audio = read(Path(metrics.__file__).parents[1] / "clips" / "speech.flac")
+    return Audio(audio.samples[:, : int(seconds * audio.sample_rate)], audio.sample_rate)
+
+
+@pytest.mark.parametrize(("metric", "best"), [(pesq, 4.64), (stoi, 1.0)])
+def test_speech_metrics_fall_as_noise_rises(
+    metric: Callable[[Audio, Audio], float], best: float
+) -> None:
+    pytest.importorskip(metric.__name__.replace("stoi", "pystoi"))
+    clean = speech(3.0)
+    generator = torch.Generator().manual_seed(0)
+    hiss = Audio(torch.randn(clean.samples.shape, generator=generator), clean.sample_rate)
+    scores = [metric(clean, mixed(clean, hiss, gain)) for gain in (0.0, 0.003, 0.1)]
+    assert scores[0] == pytest.approx(best, abs=0.01)
+    assert scores[0] > scores[1] > scores[2]
+
+
+def test_long_speech_is_scored_in_pieces() -> None:
+    pytest.importorskip("pesq")
+    clip = speech(4.0)
+    silent = torch.zeros_like(clip.samples)
+    long = Audio(torch.cat([clip.samples] * 3 + [silent] * 2, dim=-1), clip.sample_rate)
+    assert pesq(long, long) == pytest.approx(4.64, abs=0.01)
+
+
+def test_speech_metrics_say_what_they_cannot_judge() -> None:
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    short, silent = noise(0, 0.1), scaled(noise(0), 0.0)
+    for metric, words in ((pesq, "0.25 s"), (stoi, "0.5 s")):
+        with pytest.raises(AudioError, match=words):
+            metric(short, short)
+    with pytest.raises(AudioError, match="no speech"):
+        pesq(silent, noise(0))
+    with pytest.raises(AudioError, match="digital silence"):
+        stoi(silent, noise(0))
+    click = Audio(torch.zeros(1, RATE).index_fill(1, torch.tensor([100]), 0.5), RATE)
+    with pytest.raises(AudioError, match="too little speech"):
+        stoi(click, click)
+
+
+def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
+    tokens = torch.randint(8, (1, 2, 40), generator=torch.Generator().manual_seed(0))
+    parts = sum(codeword_counts(part, 8) for part in tokens.split(15, dim=-1))
+    assert isinstance(parts, torch.Tensor)
+    assert use_of_counts(parts) == codebook_use(tokens, 8)
 
 
 def test_without_visqol_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,25 @@
 """How good is decoded sound, and how well are the codebooks used.
 
-SI-SNR says how exactly the waveform came back, the mel distance how near the spectrum is, ViSQOL
-what listeners would say. Sounds are compared at the same rate, length and channels.
+SI-SNR says how exactly the waveform came back, the mel and STFT distances how near the spectrum is,
+ViSQOL what listeners would say of any sound, PESQ and STOI what they would say of speech and
+understand of it. Sounds are compared at the same rate, length and channels.
 
-Sources: SI-SNR of SDR half-baked (arXiv 1811.02508); ViSQOL v3 (arXiv 2004.09584), in its audio
-mode, by the visqol-python package; perplexity as usual for vector quantizers (arXiv 1711.00937).
+Sources: SI-SNR of SDR half-baked (arXiv 1811.02508); multi-resolution STFT distance of Parallel
+WaveGAN (arXiv 1910.11480); ViSQOL v3 (arXiv 2004.09584), in its audio mode, by the visqol-python
+package; PESQ of ITU-T P.862.2 (wide band), by the pesq package; STOI of Taal et al. (IEEE
+Transactions on Audio, Speech and Language Processing 19(7), 2011), by pystoi; perplexity as usual
+for vector quantizers (arXiv 1711.00937).
 """
 
 from __future__ import annotations
 
+import importlib
+import statistics
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +29,7 @@ from torch import Tensor
 
 from sonorant.audio import Audio
 from sonorant.errors import AudioError, DependencyError
-from sonorant.losses.spectral import MelConfig, mel_l1_loss
+from sonorant.losses.spectral import MelConfig, STFTConfig, mel_l1_loss, stft_loss
 
 Samples = npt.NDArray[np.float64]  # [time]
 
@@ -29,8 +38,14 @@ Samples = npt.NDArray[np.float64]  # [time]
 # -80 dB of full scale.
 MEL_N_FFTS = (512, 1024, 2048)
 MEL = MelConfig(floor=1e-8)
+# Both terms whole: spectral convergence plus the log-magnitude distance in nepers.
+STFT = STFTConfig(convergence_weight=1.0, magnitude_weight=1.0)
 VISQOL_RATE = 48_000  # Hz, of ViSQOL's audio mode
 VISQOL_SECONDS = 1.0  # shorter sound holds none of its patches
+PESQ_RATE = 16_000  # Hz, of wide-band PESQ
+PESQ_SECONDS = 0.25  # the package refuses less
+PESQ_PIECE_SECONDS = 15.0  # the recommendation is about sentences of 8 to 20 s (ITU-T P.862.3)
+STOI_SECONDS = 0.5  # it compares stretches of 0.384 s
 
 
 def si_snr(reference: Audio, decoded: Audio) -> float:
@@ -62,6 +77,23 @@ def mel_distance(reference: Audio, decoded: Audio) -> float:
     return 10 * float(torch.stack(distances).mean())
 
 
+def stft_distance(reference: Audio, decoded: Audio) -> float:
+    """Multi-resolution STFT distance: spectral convergence plus mean |ln magnitude ratio|.
+
+    Mean over three resolutions of 512 to 2048 samples, at the sounds' own rate. Lower is better; 0
+    only for equal magnitudes.
+    Raises: AudioError if the sounds cannot be compared, the reference is silent, or they are
+    shorter than half the longest window.
+    """
+    theirs, ours = _comparable(reference, decoded)
+    shortest = max(STFT.n_ffts) // 2 + 1
+    if theirs.shape[-1] < shortest:
+        raise AudioError(f"the STFT distance needs {shortest} samples or more")
+    if not bool(theirs.any()):
+        raise AudioError("a silent reference has no STFT to be near to")
+    return float(stft_loss(ours, theirs, STFT))
+
+
 def visqol(reference: Audio, decoded: Audio) -> float:
     """Predicted mean opinion score from 1 (bad) to about 4.75 (equal), of the mean of the channels.
 
@@ -72,6 +104,85 @@ def visqol(reference: Audio, decoded: Audio) -> float:
     """
     theirs, ours = _visqol_input(reference, decoded)
     return float(_visqol_api().measure_from_arrays(theirs, ours, VISQOL_RATE).moslqo)
+
+
+def pesq(reference: Audio, decoded: Audio) -> float:
+    """Wide-band PESQ of speech, from 1.04 (bad) to 4.64 (equal): a predicted mean opinion score.
+
+    Of the mean of the channels, converted to 16 kHz: what lies above 8 kHz does not count. Sounds
+    of more than 15 s are cut into equal pieces of at most that, and their mean is given; pieces
+    without speech are left out.
+    Raises: AudioError if the sounds cannot be compared, are shorter than 0.25 s or without speech;
+    DependencyError without the pesq package.
+    """
+    module = _package("pesq", "PESQ")
+    _comparable(reference, decoded)
+    if reference.duration_seconds < PESQ_SECONDS:
+        raise AudioError(f"PESQ needs {PESQ_SECONDS:g} s of sound or more")
+    count = max(1, int(np.ceil(reference.duration_seconds / PESQ_PIECE_SECONDS)))
+    pieces = (np.array_split(_mono(audio, PESQ_RATE), count) for audio in (reference, decoded))
+    scores = []
+    for theirs, ours in zip(*pieces, strict=True):
+        if theirs.any() and ours.any():
+            try:
+                scores.append(float(module.pesq(PESQ_RATE, theirs, ours, "wb")))
+            except module.NoUtterancesError:
+                continue
+    if not scores:
+        raise AudioError("PESQ finds no speech in it")
+    return statistics.fmean(scores)
+
+
+def stoi(reference: Audio, decoded: Audio) -> float:
+    """Short-time objective intelligibility of speech: how much is understood, 1 for equal sounds.
+
+    Of the mean of the channels, converted to 16 kHz; the measure itself works on 10 kHz.
+    Raises: AudioError if the sounds cannot be compared, are shorter than 0.5 s or hold less speech
+    than that; DependencyError without pystoi.
+    """
+    module = _package("pystoi", "STOI")
+    _comparable(reference, decoded)
+    if reference.duration_seconds < STOI_SECONDS:
+        raise AudioError(f"STOI needs {STOI_SECONDS:g} s of sound or more")
+    theirs, ours = (_mono(audio, PESQ_RATE) for audio in (reference, decoded))
+    if not theirs.any() or not ours.any():
+        raise AudioError("STOI cannot judge digital silence")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # how it says that there is too little
+        try:
+            return float(module.stoi(theirs, ours, PESQ_RATE))
+        except RuntimeWarning as warning:
+            raise AudioError("STOI finds too little speech in it") from warning
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of decoded sound. speech_only: it means something for speech alone.
+
+    needs: the optional package that computes it, if any.
+    """
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    measure: Callable[[Audio, Audio], float]
+    speech_only: bool = False
+    needs: str | None = None
+
+    def require(self) -> None:
+        """Raises: DependencyError naming the extra, if the optional package is missing."""
+        if self.needs is not None:
+            _package(self.needs, self.title)
+
+
+METRICS = {
+    "si_snr": Metric("SI-SNR", "dB", True, si_snr),
+    "mel": Metric("mel distance", "dB", False, mel_distance),
+    "stft": Metric("STFT distance", "", False, stft_distance),
+    "visqol": Metric("ViSQOL", "", True, visqol, needs="visqol"),
+    "pesq": Metric("PESQ", "", True, pesq, speech_only=True, needs="pesq"),
+    "stoi": Metric("STOI", "", True, stoi, speech_only=True, needs="pystoi"),
+}
 
 
 def has_visqol() -> bool:
@@ -106,12 +217,22 @@ def codebook_use(tokens: Tensor, codebook_size: int) -> list[CodebookUse]:
     >>> codebook_use(torch.tensor([[[0, 1, 2, 3], [5, 5, 5, 5]]]), codebook_size=8)
     [CodebookUse(used=0.5, entropy_bits=2.0), CodebookUse(used=0.125, entropy_bits=0.0)]
     """
+    return use_of_counts(codeword_counts(tokens, codebook_size))
+
+
+def codeword_counts(tokens: Tensor, codebook_size: int) -> Tensor:
+    """How often each codeword occurs, int64 `[codebooks, codebook_size]`; counts of sounds add."""
+    rows = tokens.transpose(0, 1).flatten(1)
+    return torch.stack([torch.bincount(row, minlength=codebook_size) for row in rows])
+
+
+def use_of_counts(counts: Tensor) -> list[CodebookUse]:
+    """The use of each codebook, from what `codeword_counts` gives."""
     uses = []
-    for row in tokens.transpose(0, 1).flatten(1):
-        counts = torch.bincount(row, minlength=codebook_size)
-        shares = counts[counts > 0].double() / row.numel()
+    for row in counts:
+        shares = row[row > 0].double() / row.sum()
         entropy = float((shares * -shares.log2()).sum())
-        uses.append(CodebookUse(used=len(shares) / codebook_size, entropy_bits=entropy))
+        uses.append(CodebookUse(used=len(shares) / len(row), entropy_bits=entropy))
     return uses
 
 
@@ -132,23 +253,28 @@ def _visqol_input(reference: Audio, decoded: Audio) -> tuple[Samples, Samples]:
     _comparable(reference, decoded)
     if reference.duration_seconds < VISQOL_SECONDS:
         raise AudioError(f"ViSQOL needs {VISQOL_SECONDS:g} s of sound or more")
-    theirs, ours = (
-        audio.to(VISQOL_RATE, channels=1).samples[0].double().cpu().numpy()
-        for audio in (reference, decoded)
-    )
+    theirs, ours = (_mono(audio, VISQOL_RATE) for audio in (reference, decoded))
     if not theirs.any() or not ours.any():
         raise AudioError("ViSQOL cannot judge digital silence")
     return theirs, ours
 
 
-@cache
-def _visqol_api() -> Any:
+def _mono(audio: Audio, rate: int) -> Samples:
+    """The mean of the channels at a rate in Hz."""
+    return audio.to(rate, channels=1).samples[0].double().cpu().numpy()
+
+
+def _package(name: str, title: str) -> ModuleType:
     try:
-        from visqol import VisqolApi
+        return importlib.import_module(name)
     except ImportError as error:
         raise DependencyError(
-            "ViSQOL needs the package visqol-python: pip install 'sonorant[eval]'"
+            f"{title} needs an optional package: pip install 'sonorant[eval]'"
         ) from error
-    api = VisqolApi()
+
+
+@cache
+def _visqol_api() -> Any:
+    api = _package("visqol", "ViSQOL").VisqolApi()
     api.create(mode="audio")
     return api

@@ -1,0 +1,80 @@
+"""An evaluation as one picture: each metric over the rates, file by file, and use of codebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sonorant.codec.evaluation import Evaluation, Totals
+from sonorant.codec.metrics import METRICS
+from sonorant.codec.report import require_plots
+from sonorant.errors import ConfigError
+
+PANEL_INCHES = (3.4, 2.8)
+COLUMNS = 3
+DOTS_PER_INCH = 150
+FORMATS = (".png", ".pdf", ".svg")
+DOTS, MEANS = "#8b93a1", "#3d8bfd"
+
+
+def check_picture_path(path: Path) -> None:
+    """Raises: ConfigError for a format that is not drawn, DependencyError without matplotlib."""
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
+    require_plots()
+
+
+def write_picture(evaluation: Evaluation, path: Path) -> None:
+    """Draw to a PNG, PDF or SVG file, whole or not at all; errors as of `check_picture_path`."""
+    check_picture_path(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name in METRICS if any(name in total.metrics for total in evaluation.totals)]
+    rows = -(-(len(names) + 1) // COLUMNS)
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * COLUMNS, height * rows), dpi=DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for axes, name in zip(panels, names, strict=False):
+        _draw_metric(axes, evaluation, name)
+    fullest = max(evaluation.totals, key=lambda total: len(total.codebooks))
+    _draw_codebooks(panels[len(names)], fullest)
+    for axes in panels[len(names) + 1 :]:
+        axes.set_visible(False)
+    files = evaluation.totals[0].files
+    figure.suptitle(f"{evaluation.model} on {files} file{'s' if files > 1 else ''}", fontsize=10)
+    figure.tight_layout()
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format=path.suffix[1:].lower())
+    part.replace(path)
+
+
+def _draw_metric(axes: Any, evaluation: Evaluation, name: str) -> None:
+    metric = METRICS[name]
+    for total in evaluation.totals:
+        if name not in total.metrics:
+            continue
+        values = [
+            file.scores[name]
+            for file in evaluation.files
+            if file.bandwidth_kbps == total.bandwidth_kbps and name in file.scores
+        ]
+        axes.plot([total.kbps] * len(values), values, "o", color=DOTS, alpha=0.4, markersize=3)
+    shown = [total for total in evaluation.totals if name in total.metrics]
+    shown.sort(key=lambda total: total.kbps)
+    rates = [total.kbps for total in shown]
+    axes.plot(rates, [total.metrics[name].mean for total in shown], "o-", color=MEANS)
+    better = "higher" if metric.higher_is_better else "lower"
+    unit = f" in {metric.unit}" if metric.unit else ""
+    axes.set_title(f"{metric.title}{unit}, {better} is better", fontsize=8)
+    axes.set_xlabel("kb/s", fontsize=7)
+    axes.tick_params(labelsize=7)
+
+
+def _draw_codebooks(axes: Any, total: Totals) -> None:
+    numbers = range(1, len(total.codebooks) + 1)
+    axes.bar(numbers, [book.perplexity for book in total.codebooks], color=MEANS)
+    axes.set_title("codewords used in effect (perplexity)", fontsize=8)
+    axes.set_xlabel("codebook", fontsize=7)
+    axes.tick_params(labelsize=7)
