@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import sonorant
 from sonorant.codec.adversarial_training import AdversarySettings, LossWeights
 from sonorant.codec.encodec import Encodec, EncodecConfig
-from sonorant.codec.training import CodecSettings, CodecTask, StartSettings
+from sonorant.codec.training import CodecSettings, CodecTask, DecoderOnly, StartSettings
 from sonorant.data.dataset import SegmentConfig
+from sonorant.errors import ConfigError
 from sonorant.losses.msstft_discriminator import MSSTFTDiscriminatorConfig
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig
@@ -209,6 +210,48 @@ def test_codebooks_can_start_from_more_than_the_first_batch(manifest: Path) -> N
     frames_per_step = 2 * task.codec.frames_of(round(0.3 * SAMPLE_RATE))
     for usage in usages:
         assert usage.sum().item() == pytest.approx(frames_per_step, rel=0.2)
+
+
+def decoder_only_settings(manifest: Path) -> CodecSettings:
+    return msgspec.structs.replace(
+        settings(manifest),
+        decoder_only=DecoderOnly(first_layers_rate=0.1),
+        start=StartSettings(codebook_segments=3),
+    )
+
+
+def test_only_the_decoders_weights_learn_where_asked(manifest: Path) -> None:
+    task = CodecTask(decoder_only_settings(manifest))
+    before = {name: value.clone() for name, value in task.codec.state_dict().items()}
+    one_step(task)
+    after = task.codec.state_dict()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    weights = {n for n, _ in task.codec.decoder.named_parameters() if "bias" not in n}
+    assert {name.removeprefix("decoder.") for name in moved if "decoder." in name} == weights
+    # The codebooks' first start is all that happens elsewhere.
+    assert all("decoder." in name or "quantizer." in name for name in moved)
+    one_step(task)
+    again = task.codec.state_dict()
+    assert all(torch.equal(after[name], again[name]) for name in again if "quantizer." in name)
+
+
+def test_the_first_layers_learn_more_slowly(manifest: Path) -> None:
+    task = CodecTask(decoder_only_settings(manifest))
+    before = {name: value.detach().clone() for name, value in task.codec.named_parameters()}
+    one_step(task)
+    # Adam's first step is as large as the learning rate for every weight.
+    steps = {
+        n: float((p.detach() - before[n]).abs().max()) for n, p in task.codec.named_parameters()
+    }
+    lstm = max(size for name, size in steps.items() if "decoder.layers.1." in name)
+    upsampling = max(size for name, size in steps.items() if "decoder.layers.3." in name)
+    assert lstm == pytest.approx(3e-4, rel=0.01)
+    assert upsampling == pytest.approx(3e-3, rel=0.01)
+
+
+def test_codebooks_that_neither_start_nor_learn_are_refused(manifest: Path) -> None:
+    with pytest.raises(ConfigError, match="codebook_segments"):
+        msgspec.structs.replace(settings(manifest), decoder_only=DecoderOnly())
 
 
 @pytest.mark.slow

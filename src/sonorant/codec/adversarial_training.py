@@ -99,13 +99,14 @@ class AdversarialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 class Attempt:
     """One forward pass of a codec in training.
 
-    reconstruction: `[batch, channels, time]`. penalty: a scalar on what lies before it, weighted.
+    reconstruction: `[batch, channels, time]`. penalty: a scalar on what lies before it, weighted,
+        or None if nothing there learns.
     bandwidth: index of the one that was drawn, which chooses the discriminator.
     metrics: what to log, detached.
     """
 
     reconstruction: Tensor
-    penalty: Tensor
+    penalty: Tensor | None
     bandwidth: int
     metrics: dict[str, Tensor | float]
 
@@ -190,8 +191,10 @@ class AdversarialTask(Task):
                 )
             losses |= self._adversarial_losses(discriminator, batch, reconstruction, context)
         gradient = self.balancer.gradient(losses, reconstruction)
-        # One pass through the encoder serves both.
-        torch.autograd.backward([reconstruction, attempt.penalty], [gradient, None])
+        if attempt.penalty is None:
+            reconstruction.backward(gradient)
+        else:  # one pass through the encoder serves both
+            torch.autograd.backward([reconstruction, attempt.penalty], [gradient, None])
         context.apply("codec")
         return metrics | {name: loss.detach() for name, loss in losses.items()}
 

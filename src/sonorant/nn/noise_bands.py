@@ -1,16 +1,16 @@
 """Numbers behind the noise bands of the transform start: filters, levels on a log scale, carriers.
 
 Above the frequencies whose waveform a small latent can carry, the ear needs little more than the
-level in each band. A network of convolutions and ELUs can measure it, carry it as a logarithm and
-give it to a carrier again, exactly enough to start from:
+level in each band. A network of convolutions, ELUs and one LSTM can measure it, carry it as a
+logarithm and give it to a carrier again, exactly enough to start from:
 
-- elu(u) + elu(-u) = |u| - 1 + exp(-|u|) rectifies: a band filter and its quadrature give a level;
-- ln(e) = integral over t of (exp(-t) - exp(-e t)) / t, so with rates a_k in geometric progression
-  ln(ratio) * sum over k of (1 - exp(-a_k e)) = -ln(ratio) * sum over k of elu(-a_k e) is a
-  logarithm above a constant, and 0 for silence;
-- elu(x) + 1 = exp(x) for x <= 0 is the way back.
+- elu(u) + elu(-u), close to u^2 for small u and to |u| for large ones, rectifies: a band filter and
+  its quadrature give a level;
+- the sum of tanh(a e) over rates a in geometric progression is a logarithm of e, 0 for silence;
+- sigmoid(x), close to exp(x) for x < 0, is the way back.
 
-Own method; the integral is Frullani's.
+Everything stays small in silence, so that what training changes elsewhere is not drowned in it.
+Own method.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sonorant.dsp.mel import mel_frequencies
 
-RECTIFIER_GAIN = 100.0  # |u| against u^2 / 2 in the rectifier: the border lies at -40 dB
-RATES = 4  # terms of the logarithm
-RATE_RATIO = 10.0  # one term for each 20 dB, 10 dB in the rectifier's square range
+RECTIFIER_GAIN = 20.0  # its square range ends at -26 dB
+RATES = 6  # terms of the logarithm
+RATE_RATIO = 10.0  # one term for each 10 dB in the rectifier's square range
 LOUDEST_DB = -14.0  # of one band's root mean square; above it the logarithm flattens
 QUIETEST_DB = -70.0  # where the fit of level against logarithm begins
 HIGHEST = 0.98  # of half the sample rate: where the highest band ends
@@ -35,8 +35,8 @@ HIGHEST = 0.98  # of half the sample rate: where the highest band ends
 class NoiseBands:
     """Bands next to each other, as wide as each other in mel.
 
-    edges_hz: one more than bands. rates: a_k of the logarithm. slope, offset: ln(root mean square)
-    is about slope * logarithm + offset.
+    edges_hz: one more than bands. rates: of the logarithm's terms. slope, offset: ln(root mean
+    square) is about slope * (sum of the terms) + offset.
     """
 
     edges_hz: tuple[float, ...]
@@ -93,12 +93,15 @@ def _logarithm() -> tuple[tuple[float, ...], float, float]:
     levels = 10 ** (decibels / 20)
     loudest = float(_rectified(torch.tensor([10 ** (LOUDEST_DB / 20)], dtype=torch.float64)))
     rates = tuple(RATE_RATIO**term / loudest for term in range(RATES))
-    rectified = _rectified(levels)
-    terms = torch.stack([1 - torch.exp(-rate * rectified) for rate in rates])
-    logarithm = math.log(RATE_RATIO) * terms.sum(dim=0)
-    unknowns = torch.stack([logarithm, torch.ones_like(logarithm)], dim=1)
+    terms = torch.stack([saturation(rate * _rectified(levels)) for rate in rates])
+    unknowns = torch.stack([terms.sum(dim=0), torch.ones_like(levels)], dim=1)
     slope, offset = torch.linalg.lstsq(unknowns, levels.log()[:, None]).solution[:, 0].tolist()
     return rates, slope, offset
+
+
+def saturation(x: Tensor) -> Tensor:
+    """What an LSTM with open gates makes of its input at once."""
+    return torch.tanh(torch.tanh(x))
 
 
 def _rectified(levels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sonorant.errors import ConfigError
 from sonorant.nn.conv import StreamingConv1d, StreamingConvTranspose1d
 from sonorant.nn.lstm import SkipLSTM
-from sonorant.nn.noise_bands import RATE_RATIO, RATES, RECTIFIER_GAIN, NoiseBands, noise_bands
+from sonorant.nn.noise_bands import RATES, RECTIFIER_GAIN, NoiseBands, noise_bands
 from sonorant.nn.seanet import ResidualBlock, SEANetConfig, SEANetDecoder, SEANetEncoder
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -38,10 +38,15 @@ SIGNAL_SCALE = 0.2  # of samples inside the network: small enough for the ELU, a
 COEFFICIENT_SCALE = 0.125  # of coefficients beside samples: a steady tone adds up over one hop
 TILT_BANDS = 16  # coefficients after which the latent's emphasis of high ones has doubled in power
 BRANCH_SCALE = 1e-3  # what residual branches first add to the channels of the signal
+FREE_SCALE = 0.1  # of the channels that no signal uses, at the decoder's start
 CLOSED_GATE = -14.0  # bias of the LSTM's output gates on the signal: it adds nothing at first
-DEAF = 1e-4  # share of the LSTM's first weights on the channels of the logarithm, which are loud
-LEVEL_SCALE = 0.3  # of a band's logarithm in the latent, beside the coefficients
-SILENT_WEIGHT = 1e-5  # of the channel that is always one: weight norm cannot hold zeros
+OPEN_GATE = 6.0  # bias of a gate that lets almost everything through
+HALF_OPEN_GATE = -3.0  # of the logarithm's output gates: its terms are no louder than the signal
+LEVEL_SCALE = 0.5  # of a band's logarithm in the latent, beside the coefficients
+QUIET_SCALE = 0.1  # of that logarithm on its way to the decoder's LSTM
+FAINT_WEIGHT = 1e-5  # of channels that only the LSTM fills: weight norm cannot hold zeros
+CELL_LEVEL = math.tanh(1.0)  # what an LSTM's full cell gives
+GATES = ("input", "forget", "cell", "output")  # in the order of the weights' rows
 FADE = 0.25  # of a frame, in which the noise of one gives way to the next
 
 
@@ -63,6 +68,8 @@ def start_as_transform(
     kept = min(config.dimension - bands, deepest // 2)
     _check(config, kept, bands)
     cosines = _cosines(kept, hop)
+    for module in (encoder, decoder):
+        _silence(module)
     # Latents are of the size of the coefficients themselves, high ones raised.
     tilt = torch.sqrt(1 + torch.arange(kept) / TILT_BANDS) / (COEFFICIENT_SCALE * SIGNAL_SCALE)
     noise = noise_bands(bands, kept / hop * sample_rate / 2, sample_rate) if bands else None
@@ -85,9 +92,11 @@ def _check(config: SEANetConfig, kept: int, bands: int) -> None:
                 f"{width} channels cannot hold {samples} samples twice; raise base_filters for the "
                 "transform start"
             )
-    room = min((width - 2 * samples) // 4, (2 * width - 2 * kept) // (RATES + 1), kept - 1)
+    room = min((width - 2 * samples) // 4, (2 * width - 2 * kept) // (1 + RATES), kept - 1)
     if bands and (bands > room or len(config.ratios) < 2):
         raise ConfigError(f"there is no room for {bands} noise bands; raise base_filters")
+    if bands and config.lstm_layers != 1:
+        raise ConfigError(f"noise bands need one LSTM layer, not {config.lstm_layers}")
 
 
 def _cosines(count: int, length: int) -> Tensor:
@@ -126,12 +135,13 @@ def _start_encoder(
         if noise is not None and last:
             _pass(layer, _levels(noise, ratio), ratio, len(weight), 2 * samples)
         samples *= ratio
-    terms = RATES * noise.count if noise is not None else 0
-    _close(encoder, 2 * len(cosines) + terms, terms)
+    _close(encoder, 2 * len(cosines))
     weight = torch.cat([torch.diag(tilt), -torch.diag(tilt)], dim=1) / 2
     if noise is not None:
-        logarithm = torch.full((1, RATES), -LEVEL_SCALE * math.log(RATE_RATIO))
-        weight = torch.block_diag(weight, *[logarithm] * noise.count)
+        _set_logarithms(_lstm(encoder), noise, 2 * len(cosines))
+        gate = 1 / (1 + math.exp(-HALF_OPEN_GATE))
+        level = torch.cat([torch.zeros(1, 1), torch.full((1, RATES), LEVEL_SCALE / gate)], dim=1)
+        weight = torch.block_diag(weight, *[level] * noise.count)
     _pass(_next(layers, StreamingConv1d), weight[..., None], config.last_kernel_size - 1)
 
 
@@ -142,10 +152,23 @@ def _detectors(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
 
 
 def _levels(noise: NoiseBands, ratio: int) -> Tensor:
-    """Weights `[terms, detectors, taps]`: the terms of each band's logarithm from its detectors."""
-    rates = torch.tensor(noise.rates)[:, None].expand(-1, 2)
-    once = torch.block_diag(*[rates] * noise.count)
-    return -torch.cat([once, once], dim=1)[..., None].expand(-1, -1, ratio) / ratio
+    """Weights `[bands * (1 + RATES), detectors, taps]`: each band's mean level from its detectors,
+    and what its logarithm's terms in the LSTM first get beside: almost nothing."""
+    band = torch.full((1 + RATES, 2), FAINT_WEIGHT)
+    band[0] = 1 / ratio
+    once = torch.block_diag(*[band] * noise.count)
+    return torch.cat([once, once], dim=1)[..., None].expand(-1, -1, ratio)
+
+
+def _set_logarithms(lstm: nn.LSTM, noise: NoiseBands, channel: int) -> None:
+    """Each band's channels from `channel` on are its level and the terms of its logarithm."""
+    for band in range(noise.count):
+        level = channel + band * (1 + RATES)
+        _close_gates(lstm, level, 1)
+        for term, rate in enumerate(noise.rates):
+            weights, biases = _open_unit(lstm, level + 1 + term)
+            weights["cell"][level] = rate
+            biases["output"].fill_(HALF_OPEN_GATE)
 
 
 def _start_decoder(
@@ -160,13 +183,13 @@ def _start_decoder(
     first = _next(layers, StreamingConv1d)
     weight = torch.cat([torch.diag(1 / tilt), -torch.diag(1 / tilt)])
     if noise is not None:
-        level = torch.full((1, 1), noise.slope / LEVEL_SCALE)
+        level = torch.tensor([[QUIET_SCALE / LEVEL_SCALE], [FAINT_WEIGHT]])
         weight = torch.block_diag(weight, *[level] * noise.count)
-        weight = torch.cat([weight, torch.full((1, weight.shape[1]), SILENT_WEIGHT)])
+    _set_weight(first.conv, first.conv.weight * FREE_SCALE)
     _pass(first, weight[..., None], config.kernel_size - 1)
+    _close(decoder, 2 * count)
     if noise is not None:
-        _set_levels(first, noise, 2 * count)
-    _close(decoder, len(weight))
+        _set_exponentials(first, _lstm(decoder), noise, 2 * count)
     for stage, ratio in enumerate(config.ratios):
         samples //= ratio
         scatter = cosines if stage == 0 else torch.eye(ratio * samples)
@@ -180,22 +203,36 @@ def _start_decoder(
     _pass(_next(layers, StreamingConv1d), torch.cat([last, -last], 1), config.last_kernel_size - 1)
 
 
-def _set_levels(layer: StreamingConv1d, noise: NoiseBands, channel: int) -> None:
-    """Biases that make exponentials of the band channels, and the channel of ones after them."""
-    bias = layer.conv.bias
-    assert bias is not None
-    bias[channel : channel + noise.count] = noise.offset
-    # The ELU takes 1 from every exponential, and silence shall be silent.
-    bias[channel + noise.count] = 1 - math.exp(noise.offset)
+def _set_exponentials(
+    first: StreamingConv1d, lstm: nn.LSTM, noise: NoiseBands, channel: int
+) -> None:
+    """Each band's channels from `channel` on are its logarithm and, by the LSTM, its level."""
+    silence = 1 / (1 + math.exp(-noise.offset)) * CELL_LEVEL
+    for band in range(noise.count):
+        logarithm = channel + 2 * band
+        _close_gates(lstm, logarithm, 1)
+        weights, biases = _open_unit(lstm, logarithm + 1)
+        biases["cell"].fill_(OPEN_GATE)
+        weights["output"][logarithm] = noise.slope / QUIET_SCALE
+        biases["output"].fill_(noise.offset)
+        if first.conv.bias is not None:
+            first.conv.bias[logarithm + 1] = -silence
 
 
 def _carriers(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
-    """Weights `[bands + 1, outputs, taps]` of the carriers, and of their sum for the ones."""
+    """Weights `[2 * bands, outputs, taps]`: nothing for the logarithm, a carrier for the level."""
     hop = ratio * samples
-    waves = noise.carriers(hop, round(FADE * hop)) * SIGNAL_SCALE
-    waves = torch.cat([waves, waves.sum(dim=0, keepdim=True)])
-    positive = waves.view(-1, 2 * ratio, samples).transpose(1, 2)
+    waves = noise.carriers(hop, round(FADE * hop)) * (SIGNAL_SCALE / CELL_LEVEL)
+    waves = torch.stack([waves * FAINT_WEIGHT, waves], dim=1)
+    positive = waves.reshape(-1, 2 * ratio, samples).transpose(1, 2)
     return torch.cat([positive, -positive], dim=1)
+
+
+def _silence(model: nn.Module) -> None:
+    """Without biases silence stays silence, however training moves the weights."""
+    for name, parameter in model.named_parameters():
+        if "bias" in name.rpartition(".")[2]:
+            parameter.zero_()
 
 
 def _paired(weight: Tensor) -> Tensor:
@@ -263,13 +300,34 @@ def _pass_block(block: ResidualBlock, samples: int, detectors: int = 0) -> None:
     _set_weight(first.conv, full)
 
 
-def _close(model: nn.Module, signals: int, loud: int = 0) -> None:
-    """Keep the LSTM from adding anything to the first `signals` channels, and from hearing the last
-    `loud` of these."""
+def _close(model: nn.Module, signals: int) -> None:
+    """Keep the LSTM from adding anything to the first `signals` channels."""
     for layer in model.modules():
         if isinstance(layer, SkipLSTM):
-            lstm = layer.lstm
-            bias = getattr(lstm, f"bias_ih_l{lstm.num_layers - 1}")
-            output_gates = 3 * lstm.hidden_size
-            bias[output_gates : output_gates + signals] = CLOSED_GATE
-            lstm.all_weights[0][0][:, signals - loud : signals] *= DEAF
+            _close_gates(layer.lstm, 0, signals)
+
+
+def _close_gates(lstm: nn.LSTM, channel: int, channels: int) -> None:
+    output_gates = 3 * lstm.hidden_size + channel
+    bias = getattr(lstm, f"bias_ih_l{lstm.num_layers - 1}")
+    bias[output_gates : output_gates + channels] = CLOSED_GATE
+
+
+def _lstm(model: nn.Module) -> nn.LSTM:
+    return next(layer.lstm for layer in model.modules() if isinstance(layer, SkipLSTM))
+
+
+def _open_unit(lstm: nn.LSTM, unit: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A unit that hears nothing yet, takes all of its cell's input, and remembers nothing.
+
+    Returns its rows of input weights and its biases, by gate.
+    """
+    input_weight, weight, input_bias, bias = lstm.all_weights[0]
+    rows = dict(zip(GATES, range(unit, 4 * lstm.hidden_size, lstm.hidden_size), strict=True))
+    for row in rows.values():
+        for tensor in (input_weight, weight, input_bias, bias):
+            tensor[row] = 0
+    input_bias[rows["input"]] = OPEN_GATE
+    input_bias[rows["forget"]] = CLOSED_GATE
+    weights = {gate: input_weight[row] for gate, row in rows.items()}
+    return weights, {gate: input_bias[row] for gate, row in rows.items()}
