@@ -208,3 +208,17 @@ def test_models_of_our_own_kind_are_not_exported() -> None:
     with pytest.raises(ConfigError, match="one semantic codebook"):
         mimi_configs.to_moshi(two)
     assert mimi_configs.to_transformers(two)["num_semantic_quantizers"] == 2
+
+
+def test_a_model_that_has_run_live_is_saved_and_exported_as_before(tmp_path: Path) -> None:
+    model = tiny_mimi()
+    before = to_moshi(model)
+    model.encode_step(sound(1, model.hop_samples), model.init_state())
+    for layout in LAYOUTS:
+        model.export(tmp_path / layout, layout=layout)
+    model.save_pretrained(tmp_path / "ours")
+    for name in ("ours", *LAYOUTS):
+        after = load(tmp_path / name)
+        assert isinstance(after, Mimi)
+        embeds = {key: t for key, t in to_moshi(after).items() if "_codebook" not in key}
+        assert all(torch.equal(tensor, before[key]) for key, tensor in embeds.items())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sonorant.errors import CheckpointError, ConfigError
-from sonorant.nn.linear import PackedLinear, PackMode, pack_linears
+from sonorant.nn.linear import PackedLinear, PackMode, lay_out_by_input, pack_linears
 from sonorant.nn.state import init_state
 from sonorant.nn.transformer import Transformer, TransformerConfig
 
@@ -128,3 +128,18 @@ def test_an_engine_without_the_operators_is_named() -> None:
             PackedLinear(nn.Linear(8, 8), "fp16")
     finally:
         torch.backends.quantized.engine = engine
+
+
+@torch.no_grad()
+def test_laying_out_by_input_keeps_values_and_can_be_packed() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))
+    laid = copy.deepcopy(plain)
+    lay_out_by_input(laid)
+    assert laid[0].weight.stride() == (1, 24)
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(laid(x), plain(x))
+    assert all(torch.equal(laid.state_dict()[name], t) for name, t in plain.state_dict().items())
+    pack_linears(laid, "fp16")
+    pack_linears(plain, "fp16")
+    assert torch.equal(laid(x), plain(x))

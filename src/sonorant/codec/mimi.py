@@ -27,7 +27,7 @@ from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ConfigError, ShapeError
 from sonorant.model import SkipInitialization
 from sonorant.nn.conv import ConvStyle, StreamingConv1d, StreamingConvTranspose1d
-from sonorant.nn.linear import PackReport
+from sonorant.nn.linear import PackReport, lay_out_by_input
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.split_quantizer import SplitQuantizer
@@ -124,6 +124,12 @@ class Mimi(Codec, StreamingModule):
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         return {}  # its layers remember everything
+
+    def init_state(self, batch_size: int = 1, low_latency: bool = False) -> State:
+        """A fresh state for that many live sessions. There is no latency to choose."""
+        if not self.training:
+            lay_out_by_input(self)
+        return super().init_state(batch_size, low_latency)
 
     def with_published_ring(self) -> Self:
         """The same model on the same weights, that runs live as the published package does."""

@@ -177,7 +177,10 @@ def to_moshi(model: Mimi) -> dict[str, Tensor]:
         if not name.endswith(".embed")
     }
     renamed = moshi_keys(model.config).to_theirs(own)
-    return {renamed[name]: _to_conv(name, tensor).clone() for name, tensor in own.items()}
+    return {
+        renamed[name]: _to_conv(name, tensor).clone(memory_format=torch.contiguous_format)
+        for name, tensor in own.items()
+    }
 
 
 def _from_conv(name: str, tensor: Tensor) -> Tensor:

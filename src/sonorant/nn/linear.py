@@ -34,6 +34,8 @@ class Packing:
 
     pack: Callable[[Tensor, Tensor | None], Any]
     apply: Callable[[Tensor, Any], Tensor]
+    weight_bytes: int
+    """Per weight."""
 
 
 def _pack_fp16(weight: Tensor, bias: Tensor | None) -> Any:
@@ -61,8 +63,8 @@ def _apply_int8(x: Tensor, packed: Any) -> Tensor:
 
 
 PACKINGS: dict[PackMode, Packing] = {
-    "fp16": Packing(_pack_fp16, _apply_fp16),
-    "int8": Packing(_pack_int8, _apply_int8),
+    "fp16": Packing(_pack_fp16, _apply_fp16, 2),
+    "int8": Packing(_pack_int8, _apply_int8, 1),
 }
 
 
@@ -81,13 +83,26 @@ class PackedLinear(nn.Module):
         self.mode = mode
         self.bias = None if linear.bias is None else linear.bias.detach().clone()
         self._apply_packed = PACKINGS[mode].apply
-        self._packed = PACKINGS[mode].pack(linear.weight.detach(), self.bias)
+        self._packed = PACKINGS[mode].pack(linear.weight.detach().contiguous(), self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._apply_packed(x, self._packed)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, mode={self.mode}"
+
+    def numel(self) -> int:
+        """How many numbers it stores: weights and biases."""
+        return self.in_features * self.out_features + self._bias_numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these, without the few that the operators add, such as scales."""
+        weights = self.in_features * self.out_features * PACKINGS[self.mode].weight_bytes
+        return weights + 4 * self._bias_numel()
+
+    def _bias_numel(self) -> int:
+        return 0 if self.bias is None else self.bias.numel()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
         raise CheckpointError(
@@ -142,6 +157,20 @@ def pack_linears(module: nn.Module, mode: str) -> PackReport:
         layers[f"{path}.{name}".lstrip(".")] = (error / output) ** 0.5
         errors, outputs = errors + error, outputs + output
     return PackReport(mode, layers, (errors / outputs) ** 0.5)
+
+
+@torch.no_grad()
+def lay_out_by_input(module: nn.Module) -> None:
+    """Store the weights of all plain linear layers below `module` column by column, on CPU.
+
+    Values and shapes stay; products of two to sixteen rows then take two thirds of the time (the
+    library's products with rows of weights are made for either one input or many).
+    """
+    for child in module.modules():
+        if type(child) is not nn.Linear or child.weight.device.type != "cpu":
+            continue
+        if child.weight.is_contiguous():
+            child.weight.data = child.weight.data.t().contiguous().t()
 
 
 @torch.no_grad()
