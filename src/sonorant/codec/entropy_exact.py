@@ -277,22 +277,23 @@ def _attend(queries: Floats, keys: Floats, values: Floats, visible: Floats) -> F
     scores = np.floor((queries @ keys.transpose(0, 2, 1)) * scale + 0.5)
     table = exp_table(LOGIT, ATTENTION)
     highest = np.where(visible > 0, scores, -np.inf).max(axis=-1, keepdims=True)
-    below = np.clip(highest - scores, 0, len(table) - 1).astype(np.int64)
+    below = np.minimum(np.maximum(highest - scores, 0), len(table) - 1).astype(np.int64)
     weights = table[below] * visible
     return _cut((weights @ values) / weights.sum(axis=-1, keepdims=True))
 
 
 def _gelu(x: Floats) -> Floats:
     reach = int(GELU_REACH * ACTIVATION)
-    inside = gelu_table(int(ACTIVATION), GELU_REACH)[
-        np.clip(x, -reach, reach).astype(np.int64) + reach
-    ]
+    index = np.minimum(np.maximum(x, -reach), reach).astype(np.int64) + reach
+    inside = gelu_table(int(ACTIVATION), GELU_REACH)[index]
     return np.where(x > reach, x, inside)
 
 
 def _cut(x: Floats, largest: float = LARGEST) -> Floats:
     """The nearest whole numbers, within limits."""
-    return np.clip(np.floor(x + 0.5), -largest, largest)
+    whole = np.floor(x + 0.5)
+    np.minimum(whole, largest, out=whole)
+    return np.maximum(whole, -largest, out=whole)
 
 
 def _check(model: EntropyCore) -> None:
