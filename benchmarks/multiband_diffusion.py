@@ -1,8 +1,9 @@
-"""Multi-Band Diffusion's network beside AudioCraft's: calls per second, same weights, one process.
+"""Multi-Band Diffusion's network beside AudioCraft's: calls per second of processor time.
 
     python benchmarks/multiband_diffusion.py --seconds 1 --repeats 5
 
-Both run in turns; the fastest of the repeats counts. AudioCraft's network is imported on its own
+Both have the same weights and run in turns; the fastest of the repeats counts. Processor time, so
+that other work on the machine disturbs little. AudioCraft's network is imported on its own
 (`pip install --no-deps audiocraft==1.3.0 einops julius omegaconf`), as the whole package needs a
 torch of its own. The published size has hidden 48 and growth 4; where 2 GB are too much, take less
 with --hidden and --growth.
@@ -87,13 +88,13 @@ def audiocraft_network(band: DiffusionBand) -> Any:
 
 
 def fastest(calls: list[Callable[[], Tensor]], repeats: int) -> list[float]:
-    """Seconds of each, the fastest of `repeats` rounds in which all take turns."""
+    """Processor seconds of each, the fewest of `repeats` rounds in which all take turns."""
     best = [float("inf")] * len(calls)
     for _ in range(repeats):
         for index, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            best[index] = min(best[index], time.perf_counter() - start)
+            best[index] = min(best[index], time.process_time() - start)
     return best
 
 

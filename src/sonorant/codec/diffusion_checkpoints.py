@@ -34,7 +34,7 @@ PUBLISHED = {
     "mbd_comp_2": ("encodec_24khz", 2),
     "mbd_comp_4": ("encodec_24khz", 4),
     "mbd_comp_8": ("encodec_24khz", 8),
-    "mbd_musicgen_32khz": ("facebook/encodec_32khz", 4),
+    "mbd_musicgen_32khz": ("encodec_32khz", 4),
 }
 
 # Ours, and theirs, of the fields that mean the same.
