@@ -228,6 +228,10 @@ def test_optimizing_packs_linear_layers_and_reports_the_error(sound: Tensor) -> 
     model = Wide(ToyConfig()).eval()
     before = model(sound)
     report = model.optimize("fp16")
+    facts = model.info()
+    others = 4 * 3 * 3 + 4 + 4 + 5  # the convolution, the size of its weight norm, the counts
+    assert facts.parameters == others + 18 * 8 + 8
+    assert facts.bytes == 4 * others + 4 * 5 + 2 * 18 * 8 + 4 * 8
     assert set(report.layers) == {"head"}
     assert 0 < report.total < 1e-3
     assert not torch.equal(model(sound), before)
@@ -245,6 +249,21 @@ def test_export_without_a_layout_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="encodec has no layout 'papyrus'"):
         Bare(ToyConfig()).export(tmp_path, "papyrus")
+
+
+@pytest.mark.parametrize("channels", [0, -1, 10**12])
+def test_a_config_that_no_model_can_have_is_refused(
+    toy: Toy, channels: int, tmp_path: Path
+) -> None:
+    toy.save_pretrained(tmp_path / "saved")
+    config = tmp_path / "saved" / "config.json"
+    content = json.loads(config.read_text())
+    content["config"]["channels"] = channels
+    config.write_text(json.dumps(content))
+    with pytest.raises((ConfigError, CheckpointError)) as caught:
+        Toy.from_pretrained(tmp_path / "saved")
+    assert str(config) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_load_of_an_unknown_name_suggests_near_ones() -> None:

@@ -7,6 +7,7 @@ weights. `load` finds the system of any name, folder or file and returns it read
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +28,7 @@ from sonorant.hub.checkpoint import (
 )
 from sonorant.hub.keys import misfits, summary
 from sonorant.hub.table import known, resolve
-from sonorant.nn.linear import PackReport, pack_linears
+from sonorant.nn.linear import PackedLinear, PackReport, pack_linears
 from sonorant.nn.state import State, init_state
 
 
@@ -70,18 +71,18 @@ class Model(nn.Module):
     def info(self) -> ModelInfo:
         """Size in numbers and bytes, and the memory of one live session.
 
-        Parameters are all stored numbers, codebooks included.
-        Raises: CheckpointError once the model is packed by `optimize`; ask before.
+        Parameters are all stored numbers, codebooks included; layers packed by `optimize` count
+        with what they store.
         """
-        tensors = list(self.state_dict().values())
+        parts = _stored(self)
         state_bytes = None
         if self.streams:
             state_bytes = sum(tensor.nbytes for tensor in self.init_state().tensors.values())
         return ModelInfo(
             system=self.system,
             name=self.name,
-            parameters=sum(tensor.numel() for tensor in tensors),
-            bytes=sum(tensor.nbytes for tensor in tensors),
+            parameters=sum(part.numel() for part in parts),
+            bytes=sum(part.nbytes for part in parts),
             state_bytes=state_bytes,
         )
 
@@ -210,6 +211,19 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         )
 
 
+def _stored(module: nn.Module) -> list[Tensor | PackedLinear]:
+    """Every parameter, saved buffer and packed layer below `module` once."""
+    found: dict[int, Tensor | PackedLinear] = {}
+    for child in module.modules():
+        if isinstance(child, PackedLinear):
+            found[id(child)] = child
+        passing = child._non_persistent_buffers_set
+        for name, tensor in [*child._parameters.items(), *child._buffers.items()]:
+            if tensor is not None and name not in passing:
+                found[id(tensor)] = tensor
+    return list(found.values())
+
+
 def _class_of(checkpoint: Checkpoint) -> type[Model]:
     found: type[Model] = resolve(known().system(checkpoint.system).class_)
     return found
@@ -223,12 +237,26 @@ def _build(model_class: type[Model], checkpoint: Checkpoint) -> Any:
             config = msgspec.convert(config, model_class.config_type)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{checkpoint.source}: {error}") from error
-    with SkipInitialization():
+    with refusing_config(checkpoint.source), SkipInitialization():
         model = model_class(config)
     load_weights(model, checkpoint.tensors, checkpoint.source)
     fold_weight_norm(model)
     model.name = checkpoint.name
     return model.eval()
+
+
+@contextmanager
+def refusing_config(source: str) -> Iterator[None]:
+    """A context in which a model is made of a stranger's config.
+
+    Raises: ConfigError with the config's source, for what the layers cannot have: a size of zero,
+    more than fits the memory.
+    """
+    try:
+        yield
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"{source}: no model can be made of its config: {reason}") from error
 
 
 class SkipInitialization(TorchFunctionMode):

@@ -183,6 +183,9 @@ def test_every_number_of_codebooks_has_its_bandwidth(books: int, size: int, rate
         ("encodec.sample_rate", "${encodec}", "leads to no single value"),
         ("encodec.sample_rate", "${encodec.sample_rate}", "refers to itself"),
         ("encodec.channels", 2, "differ in channels"),
+        ("seanet.ratios", [8, 0], "ratios"),
+        ("seanet.compress", 100, "no model can be made of its config"),
+        ("rvq.n_q", 10**9, "n_q"),
         ("rvq", None, "no section rvq"),
     ],
 )

@@ -163,6 +163,9 @@ def test_a_file_elsewhere_loads_by_the_likeness_of_a_known_model(repository: Pat
         ({"pad_mode": "wrap"}, "pad_mode"),
         ({"kernel_size": "seven"}, "kernel_size"),
         ({"codebook_dim": 5}, "make them equal"),
+        ({"num_filters": 0}, "num_filters"),
+        ({"num_lstm_layers": 10**9}, "num_lstm_layers"),
+        ({"compress": 100}, "no model can be made of its config"),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(
@@ -172,7 +175,7 @@ def test_a_config_that_is_not_understood_is_refused(
     config.write_text(json.dumps(fields_of("encodec24_tiny_hf") | change))
     with pytest.raises(ConfigError, match=words) as caught:
         load(repository)
-    assert str(config) in str(caught.value)
+    assert str(repository) in str(caught.value)
 
 
 def test_wrong_and_damaged_files_are_refused_in_one_line(repository: Path) -> None:

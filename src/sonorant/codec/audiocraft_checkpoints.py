@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -40,6 +40,8 @@ NORMS: dict[str, Norm] = {
 }
 ACTIVATIONS: dict[str, Literal["tanh"]] = {"Tanh": "tanh"}
 Section = TypeVar("Section", bound=msgspec.Struct)
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Depth = Annotated[int, msgspec.Meta(ge=0, le=64)]  # of layers, so that none can be made endless
 DEEPEST = 50  # levels of the config; real ones have five or so
 MOST_REFERENCES = 10  # from one value to the next; more is a circle
 
@@ -49,8 +51,8 @@ class CodecSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     autoencoder: Literal["seanet"]
     quantizer: Literal["rvq"]
-    sample_rate: int
-    channels: int
+    sample_rate: Count
+    channels: Count
     causal: bool = False
     renormalize: bool = False
 
@@ -70,25 +72,25 @@ class DecoderSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SEANetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`seanet`: both halves of the network."""
 
-    channels: int
-    dimension: int
-    n_filters: int
-    ratios: tuple[int, ...]
+    channels: Count
+    dimension: Count
+    n_filters: Count
+    ratios: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=64)]
     causal: bool = False
-    n_residual_layers: int = 1
+    n_residual_layers: Depth = 1
     activation: Literal["ELU"] = "ELU"
     activation_params: dict[str, float] = {}
     norm: str = "none"
     norm_params: dict[str, Any] = {}
-    kernel_size: int = 7
-    residual_kernel_size: int = 3
-    last_kernel_size: int = 7
-    dilation_base: int = 2
+    kernel_size: Count = 7
+    residual_kernel_size: Count = 3
+    last_kernel_size: Count = 7
+    dilation_base: Count = 2
     pad_mode: str = "reflect"
     true_skip: bool = True
-    compress: int = 2
-    lstm: int = 0
-    disable_norm_outer_blocks: int = 0
+    compress: Count = 2
+    lstm: Depth = 0
+    disable_norm_outer_blocks: Depth = 0
     encoder: EncoderSection = EncoderSection()
     decoder: DecoderSection = DecoderSection()
 
@@ -96,12 +98,12 @@ class SEANetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class QuantizerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`rvq`. All but the sizes is about training, and not needed to use the weights."""
 
-    n_q: int
-    bins: int
+    n_q: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    bins: Count
     q_dropout: bool = False
     decay: float = 0.99
     kmeans_init: bool = True
-    kmeans_iters: int = 50
+    kmeans_iters: Count = 50
     threshold_ema_dead_code: float = 2
     orthogonal_reg_weight: float = 0.0
     orthogonal_reg_active_codes_only: bool = False

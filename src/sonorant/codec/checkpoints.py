@@ -22,7 +22,7 @@ from sonorant.errors import CheckpointError
 from sonorant.hub.keys import misfits, summary
 from sonorant.hub.table import ModelEntry
 from sonorant.hub.tensors import read_tensors
-from sonorant.model import Model, fold_weight_norm
+from sonorant.model import Model, fold_weight_norm, refusing_config
 
 PUBLISHED = {"encodec_24khz": ENCODEC_24KHZ, "encodec_48khz": ENCODEC_48KHZ}
 
@@ -133,9 +133,11 @@ def read_published(
 ) -> tuple[str, EncodecConfig, dict[str, Tensor]]:
     """System, config and tensors by our names, as readers of published layouts return them.
 
-    Raises: CheckpointError with the name of the file they come from.
+    Raises: CheckpointError, or ConfigError if no model can have these sizes, with the name of the
+    file they come from.
     """
-    model = _skeleton(config)
+    with refusing_config(str(source)):
+        model = _skeleton(config)
     try:
         return model.system, config, from_published(model, tensors, naming)
     except CheckpointError as error:

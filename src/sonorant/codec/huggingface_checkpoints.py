@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from torch import Tensor
@@ -52,6 +52,9 @@ GENERAL_FIELDS = {
     "torch_dtype",
     "transformers_version",
 }
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Depth = Annotated[int, msgspec.Meta(ge=0, le=64)]  # of layers, so that none can be made endless
+Bandwidths = Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
 PadWord = Literal["constant", "reflect", "replicate"]
 PAD_MODES: dict[PadWord, PadMode] = {
     "constant": "zero",
@@ -63,28 +66,39 @@ PAD_MODES: dict[PadWord, PadMode] = {
 class PublishedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`config.json` of transformers' EncodecModel, with its defaults for what is left out."""
 
-    target_bandwidths: tuple[float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
-    sampling_rate: int = 24000
-    audio_channels: int = 1
+    target_bandwidths: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)] = (
+        1.5,
+        3.0,
+        6.0,
+        12.0,
+        24.0,
+    )
+    sampling_rate: Count = 24000
+    audio_channels: Count = 1
     normalize: bool = False
     chunk_length_s: float | None = None
     overlap: float | None = None
-    hidden_size: int = 128
-    num_filters: int = 32
-    num_residual_layers: int = 1
-    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
+    hidden_size: Count = 128
+    num_filters: Count = 32
+    num_residual_layers: Depth = 1
+    upsampling_ratios: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=64)] = (
+        8,
+        5,
+        4,
+        2,
+    )
     norm_type: Literal["weight_norm", "time_group_norm"] = "weight_norm"
-    kernel_size: int = 7
-    last_kernel_size: int = 7
-    residual_kernel_size: int = 3
-    dilation_growth_rate: int = 2
+    kernel_size: Count = 7
+    last_kernel_size: Count = 7
+    residual_kernel_size: Count = 3
+    dilation_growth_rate: Count = 2
     use_causal_conv: bool = True
     pad_mode: PadWord = "reflect"
-    compress: int = 2
-    num_lstm_layers: int = 2
+    compress: Count = 2
+    num_lstm_layers: Depth = 2
     trim_right_ratio: float = 1.0
-    codebook_size: int = 1024
-    codebook_dim: int | None = None
+    codebook_size: Count = 1024
+    codebook_dim: Count | None = None
     use_conv_shortcut: bool = True
 
     @property
