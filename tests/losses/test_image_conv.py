@@ -33,7 +33,7 @@ def test_dilated_convolution_equals_the_plain_form(
 ) -> None:
     torch.manual_seed(0)
     image = torch.randn(2, 3, time, frequencies)
-    assert_equals_the_plain_form(ImageConv(3, 4, kernel, stride, dilation), image)
+    assert_equals_the_plain_form(ImageConv(3, 4, kernel, (1, stride), dilation), image)
 
 
 @settings(max_examples=25, deadline=None)

@@ -18,12 +18,13 @@ VECTOR_CHANNELS = 8
 
 
 class ImageConv(nn.Conv2d):
-    """Convolution that keeps the number of frames, with odd kernels of (time, frequency).
+    """Convolution that pads both sides alike, with kernels and strides of (time, frequency).
 
-    Shape: image [batch, in_channels, time, frequency] -> [batch, out_channels, time, frequency /
-    stride, rounded up]. Fastest for images with channels last in memory, and returns such.
+    Shape: image [batch, in_channels, time, frequency] -> [batch, out_channels, time / stride,
+    frequency / stride, rounded up]; even kernels give one less. Fastest for odd kernels, every
+    frame, and images with channels last in memory; returns such.
 
-    >>> conv = ImageConv(2, 8, kernel_size=(3, 9), frequency_stride=2, time_dilation=4)
+    >>> conv = ImageConv(2, 8, kernel_size=(3, 9), stride=(1, 2), time_dilation=4)
     >>> conv(torch.randn(1, 2, 10, 33)).shape
     torch.Size([1, 8, 10, 17])
     """
@@ -33,7 +34,7 @@ class ImageConv(nn.Conv2d):
         in_channels: int,
         out_channels: int,
         kernel_size: tuple[int, int],
-        frequency_stride: int = 1,
+        stride: tuple[int, int] = (1, 1),
         time_dilation: int = 1,
     ) -> None:
         time, frequency = kernel_size
@@ -41,14 +42,16 @@ class ImageConv(nn.Conv2d):
             in_channels,
             out_channels,
             kernel_size,
-            stride=(1, frequency_stride),
+            stride=stride,
             dilation=(time_dilation, 1),
             padding=((time - 1) * time_dilation // 2, (frequency - 1) // 2),
         )
+        # The other forms are made for what published models have.
+        self.usual = time % 2 == 1 and frequency % 2 == 1 and stride[0] == 1
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.device.type == "cpu":
+        if image.device.type == "cpu" and self.usual:
             if self.dilation[0] > 1:
                 return self.convolve_phases(image)
             if self._blocks_pay(image):

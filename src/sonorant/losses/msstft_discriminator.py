@@ -35,6 +35,7 @@ class MSSTFTDiscriminatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fiel
     kernel_size: (time, frequency) of the wide convolutions; the last two are (time, time).
     dilations: in time, one for each convolution that halves the frequencies.
     normalized: divide the spectrograms by sqrt(sum window^2).
+    time_stride: 1 in all published models, as is out_channels, the channels of the logits.
     leaky_slope: 0.2 in the paper, 0.3 in the later published training code.
     """
 
@@ -45,9 +46,11 @@ class MSSTFTDiscriminatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fiel
     in_channels: Count = 1
     kernel_size: tuple[Count, Count] = (3, 9)
     frequency_stride: Count = 2
+    time_stride: Count = 1
     dilations: tuple[Count, ...] = (1, 2, 4)
     normalized: bool = True
     leaky_slope: float = 0.2
+    out_channels: Count = 1
 
     def __post_init__(self) -> None:
         for name in ("hop_lengths", "win_lengths"):
@@ -59,8 +62,6 @@ class MSSTFTDiscriminatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fiel
                 )
         if not self.n_ffts:
             raise ConfigError("n_ffts is empty; a discriminator needs at least one resolution")
-        if any(size % 2 == 0 for size in self.kernel_size):
-            raise ConfigError(f"kernel sizes must be odd, got {self.kernel_size}")
 
     @property
     def resolutions(self) -> list[tuple[int, int, int]]:
@@ -114,7 +115,7 @@ class SpectrogramDiscriminator(nn.Module):
         self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length
         self.normalized, self.leaky_slope = config.normalized, config.leaky_slope
         width, wide, square = config.filters, config.kernel_size, (config.kernel_size[0],) * 2
-        stride = config.frequency_stride
+        stride = (config.time_stride, config.frequency_stride)
         # The published checkpoints normalise the weights of every convolution but the first.
         self.convs = nn.ModuleList(
             [
@@ -126,7 +127,7 @@ class SpectrogramDiscriminator(nn.Module):
                 weight_norm(ImageConv(width, width, square)),
             ]
         )
-        self.logits = weight_norm(ImageConv(width, 1, square))
+        self.logits = weight_norm(ImageConv(width, config.out_channels, square))
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         image = self.image(x)

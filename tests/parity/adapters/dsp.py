@@ -53,15 +53,24 @@ def julius(case: Case) -> dict[str, Tensor]:
 
 
 def _input(case: Case, text: str) -> Tensor:
-    """A recorded tensor, or a part of one, written as `x[:1, :1, :733]`."""
-    match = re.fullmatch(r"(\w+)(?:\[([\d:, ]+)\])?", text)
+    """A recorded tensor, or a part of one, written as `x[:1, ..., -733:]`."""
+    match = re.fullmatch(r"(\w+)(?:\[([-\d:., ]+)\])?", text)
     assert match, text
-    x = case.input(match[1])
-    parts = []
-    for part in (match[2] or "").split(","):
+    return _part(case.input(match[1]), match[2])
+
+
+def _part(x: Tensor, indices: str | None) -> Tensor:
+    """`x[indices]`, of numbers, slices and an ellipsis; `x` for None."""
+    if indices is None:
+        return x
+    parts: list[Any] = []
+    for part in indices.split(","):
+        if part.strip() == "...":
+            parts.append(...)
+            continue
         bounds = [int(bound) if bound.strip() else None for bound in part.split(":")]
         parts.append(slice(*bounds) if ":" in part else bounds[0])
-    return x[tuple(parts)] if match[2] else x
+    return x[tuple(parts)]
 
 
 def mel_loudness(case: Case) -> dict[str, Tensor]:
@@ -91,9 +100,9 @@ def _loudness_input(x: Tensor, described: str) -> Tensor:
     concat = re.fullmatch(r"concat\((.*), (.*)\) on channels", described)
     if concat:
         return torch.cat([_loudness_input(x, part) for part in concat.groups()], dim=1)
-    gain, part = re.fullmatch(r"(?:([\d.e-]+) \* )?x(?:\[(\d*:\d*)\])?", described).groups()
-    bounds = [int(bound) if bound else None for bound in (part or ":").split(":")]
-    return x[slice(*bounds)] * float(gain or 1)
+    match = re.fullmatch(r"(?:([-+\d.e]+) \* )?x(?:\[([-\d:., ]+)\])?", described)
+    assert match, described
+    return _part(x, match[2]) * float(match[1] or 1)
 
 
 ADAPTERS: dict[str, Adapter] = {"dsp_julius": julius, "dsp_mel_loudness": mel_loudness}
