@@ -112,6 +112,7 @@ print(hashlib.sha256(counts_of(random_model(COMPACT), random_tokens(40), 40).tob
 """
 
 
+@pytest.mark.slow
 def test_any_number_of_threads_gives_the_same_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = set()
     for threads in ("1", "5"):
