@@ -121,21 +121,11 @@ def compress_file(
             "first, or allow it (--mix-down)"
         )
     codebooks = model.codebooks_for(bandwidth_kbps)
-    state = model.init_state()
-    length = STEP_FRAMES * model.hop_samples
-    done = 0
     with _writer(target, found, model, codebooks, entropy) as writer:
-        rest = None
-        for chunk in _chunks(source, found, model, length):
-            done += chunk.samples.shape[-1]
-            if chunk.samples.shape[-1] < length:
-                rest = chunk
-                break
-            writer.write(model.encode_step(chunk, state, bandwidth_kbps))
-            _tell(progress, done / model.sample_rate, found.duration_seconds)
-        writer.write(model.encode_flush(state, rest, bandwidth_kbps))
+        for encoded, seconds in _encoded(source, found, model, bandwidth_kbps):
+            writer.write(encoded)
+            _tell(progress, seconds, found.duration_seconds)
         writer.finish(found.frames)
-    _tell(progress, found.duration_seconds, found.duration_seconds)
 
 
 def open_compressed(source: str | Path) -> ContainerReader | EcdcReader:
@@ -234,6 +224,32 @@ def _chunks(source: str | Path, found: AudioInfo, model: Codec, length: int) -> 
         yield chunk.to(channels=model.channels)
 
 
+def _encoded(
+    source: str | Path, found: AudioInfo, model: Codec, bandwidth_kbps: float | None
+) -> Iterator[tuple[Encoded, float]]:
+    """The source's tokens step by step, and how many seconds of it are behind them.
+
+    Models that look ahead without segments take the whole sound at once, in memory that grows with
+    its length.
+    """
+    length = STEP_FRAMES * model.hop_samples
+    chunks = _chunks(source, found, model, length)
+    if not model.streams and not model.segmented:
+        whole = torch.cat([chunk.samples for chunk in chunks], dim=-1)[None]
+        device = next(model.parameters()).device
+        yield model.encode_batch(whole.to(device), bandwidth_kbps), found.duration_seconds
+        return
+    state = model.init_state()
+    done, rest = 0, None
+    for chunk in chunks:
+        done += chunk.samples.shape[-1]
+        if chunk.samples.shape[-1] < length:
+            rest = chunk
+            break
+        yield model.encode_step(chunk, state, bandwidth_kbps), done / model.sample_rate
+    yield model.encode_flush(state, rest, bandwidth_kbps), found.duration_seconds
+
+
 def _header_of(
     found: AudioInfo, model: Codec, codebooks: int, entropy: EntropyCore | None = None
 ) -> Header:
@@ -295,6 +311,12 @@ def _check_entropy(reader: ContainerReader, entropy: EntropyCore) -> None:
 
 def _decoded(blocks_: Iterable[Block], model: Codec) -> Iterator[Samples]:
     """The sound of blocks of tokens at the codec's rate, `[channels, time]`."""
+    if not model.streams and not model.segmented:
+        device = next(model.parameters()).device
+        tokens = torch.cat([block.tokens for block in blocks_], dim=-1).to(device)
+        whole = Encoded(tokens, tokens.shape[-1] * model.hop_samples)
+        yield to_numpy(model.decode_batch(whole)[0])
+        return
     state = model.init_state()
     for block in blocks_:
         for part in _steps(block, model):
