@@ -9,9 +9,11 @@ from sonorant.nn.matrix_conv import (
     FEW_FRAMES,
     LARGE_TAP,
     PackedWeight,
+    add_pointwise,
     conv_time_major,
     conv_transpose_time_major,
     pointwise_sum,
+    two_convs,
 )
 
 MANY = 101
@@ -67,6 +69,20 @@ def test_a_sum_of_pointwise_convolutions(with_bias: bool) -> None:
     y = pointwise_sum([(narrow, PackedWeight(), x), (wide, PackedWeight(), z)])
     expected = narrow(x.transpose(1, 2)) + wide(z.transpose(1, 2))
     torch.testing.assert_close(y, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@torch.no_grad()
+def test_two_convolutions_in_one(with_bias: bool) -> None:
+    before = nn.Conv1d(1, 4, 7, bias=with_bias)
+    after, last = (nn.Conv1d(4, 5, 1, bias=with_bias) for _ in range(2))
+    x, z = torch.randn(2, MANY, 1), torch.randn(2, MANY - 6, 4)
+    y = two_convs(x, before, after)
+    expected = after(before(x.transpose(1, 2))).transpose(1, 2)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    add_pointwise(y, z, last, PackedWeight())
+    expected = expected + last(z.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sonorant.nn.conv import Norm
 from sonorant.nn.elu import ELU
 from sonorant.nn.lstm import FEW_STEPS, SkipLSTM
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
@@ -44,6 +45,31 @@ def test_live_equals_offline_for_any_chunking(sizes: list[int]) -> None:
     torch.testing.assert_close(torch.cat(latents, dim=-1), whole, rtol=1e-4, atol=1e-5)
     sounds = [decoder(part, back) for part in whole.split(sizes, dim=-1)]
     torch.testing.assert_close(torch.cat(sounds, dim=-1), decoder(whole), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("base_filters", [2, 8])  # the wider encoder opens with two layers in one
+@pytest.mark.parametrize("norm", ["none", "weight_norm"])
+def test_the_forms_with_and_without_gradients_agree(base_filters: int, norm: Norm) -> None:
+    torch.manual_seed(0)
+    config = SEANetConfig(dimension=8, base_filters=base_filters, ratios=(4, 2), norm=norm)
+    encoder, decoder = SEANetEncoder(config), SEANetDecoder(config)
+    assert encoder.opens_at_once == (base_filters == 8)
+    x = torch.randn(2, 1, 40 * HOP + 3)
+    latent = encoder(x)
+    sound = decoder(latent)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), latent, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(decoder(latent), sound, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_encoder_that_opens_with_two_layers_in_one_runs_live() -> None:
+    torch.manual_seed(0)
+    encoder = SEANetEncoder(SEANetConfig(dimension=8, base_filters=8, ratios=(4, 2)))
+    x = torch.randn(2, 1, 60 * HOP)
+    state = init_state(encoder, 2)
+    live = [encoder(part, state) for part in x.split([20 * HOP, HOP, 39 * HOP], dim=-1)]
+    torch.testing.assert_close(torch.cat(live, dim=-1), encoder(x), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from sonorant.nn.minimal_filtering import MinimalFilter, affine
+from sonorant.nn.minimal_filtering import MinimalFilter
 
 # From this many weights per tap fewer products outweigh the additions around them (measured).
 LARGE_TAP = 2**15
@@ -73,7 +73,7 @@ def conv_time_major(x: Tensor, conv: nn.Conv1d, packed: PackedWeight) -> Tensor:
         needed = x[:, : frames * stride + kernel_size - stride]
         blocks = needed.reshape(x.shape[0], -1, stride * conv.in_channels)
         return packed.form(conv, _block_filter)(blocks, conv.bias)
-    if frames <= FEW_FRAMES or conv.in_channels == 1:
+    if frames <= FEW_FRAMES:
         windows = x.unfold(1, span, stride)[..., ::dilation].flatten(2)
         return F.linear(windows, conv.weight.flatten(1), conv.bias)
     return _direct(x, packed.form(conv, _image_weight), conv.bias, stride, dilation)
@@ -84,18 +84,38 @@ def pointwise_sum(terms: list[tuple[nn.Conv1d, PackedWeight, Tensor]]) -> Tensor
 
     Shape: inputs [batch, time, in] -> [batch, time, out].
     """
-    biases = [conv.bias for conv, _, _ in terms if conv.bias is not None]
-    bias = sum(biases[1:], start=biases[0]) if biases else None
-    batch, time = terms[0][2].shape[:2]
-    y = terms[0][2].new_empty(batch, time, terms[0][0].out_channels)
-    for index, (conv, packed, x) in enumerate(terms):
-        weight = packed.form(conv, _matrix)
-        for row in range(batch):
-            if index == 0:
-                affine(bias, x[row], weight, y[row])
-            else:
-                y[row].addmm_(x[row], weight)
+    bias = sum((_bias(conv) for conv, _, _ in terms[1:]), start=_bias(terms[0][0]))
+    x = terms[0][2]
+    y = bias.repeat(*x.shape[:2], 1)
+    for conv, packed, x in terms:
+        _add_product(y, x, packed.form(conv, _matrix))
     return y
+
+
+def two_convs(x: Tensor, before: nn.Conv1d, after: nn.Conv1d) -> Tensor:
+    """`after`, of one tap, applied to `before`, both computed as one, without padding.
+
+    Pays where `before` has few inputs. Shape: x [batch, time, in] -> [batch, frames, out].
+    """
+    matrix = after.weight[..., 0]
+    weight = torch.einsum("om,mik->oik", matrix, before.weight)
+    bias = _bias(after) + matrix @ _bias(before)
+    return _direct(x, _channels_last(weight), bias, before.stride[0], before.dilation[0])
+
+
+def add_pointwise(y: Tensor, x: Tensor, conv: nn.Conv1d, packed: PackedWeight) -> None:
+    """Add a convolution of one tap to `y`.
+
+    Shapes: y [batch, time, out], x [batch, time, in].
+    """
+    if conv.bias is not None:
+        y += conv.bias
+    _add_product(y, x, packed.form(conv, _matrix))
+
+
+def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    for row in range(x.shape[0]):
+        y[row].addmm_(x[row], weight)
 
 
 def conv_transpose_time_major(x: Tensor, conv: nn.ConvTranspose1d, packed: PackedWeight) -> Tensor:
@@ -115,9 +135,13 @@ def conv_transpose_time_major(x: Tensor, conv: nn.ConvTranspose1d, packed: Packe
 def _direct(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, dilation: int = 1
 ) -> Tensor:
-    image = x.transpose(1, 2)[:, :, None]
+    image = x.transpose(1, 2).unsqueeze(2)
     y = F.conv2d(image, weight, bias, stride=(1, stride), dilation=(1, dilation))
-    return y[:, :, 0].transpose(1, 2)
+    return y.squeeze(2).transpose(1, 2).contiguous()
+
+
+def _bias(conv: Conv) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
 
 def _matrix(conv: Conv) -> Tensor:

@@ -38,7 +38,7 @@ class MinimalFilter:
         return y
 
     def _plain(self, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        affine(bias, x[: len(y)], self.taps[0], y)
+        _affine(bias, x[: len(y)], self.taps[0], y)
         for start, tap in enumerate(self.taps[1:], start=1):
             y.addmm_(x[start : start + len(y)], tap)
 
@@ -48,7 +48,7 @@ class MinimalFilter:
         groups = len(y) // size
         first, second, third, fourth = (x[i : i + size * groups : size][:groups] for i in range(4))
         outputs = [y[i::size][:groups] for i in range(size)]
-        plus = affine(bias, second + third, self.half_sum)
+        plus = _affine(bias, second + third, self.half_sum)
         minus = (third - second) @ self.half_difference
         for i, output in enumerate(outputs):
             torch.add(plus, minus, alpha=(-1) ** i, out=output)
@@ -58,7 +58,7 @@ class MinimalFilter:
             self._plain(x[size * groups :], bias, y[-rest:])
 
 
-def affine(bias: Tensor | None, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def _affine(bias: Tensor | None, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """bias + x @ weight. Shapes: x [rows, in], weight [in, out]."""
     if bias is None:
         return torch.mm(x, weight, out=out)

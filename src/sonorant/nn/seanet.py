@@ -7,6 +7,7 @@ convolution; the decoder mirrors it with transposed convolutions.
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import Literal
 
@@ -24,11 +25,10 @@ from sonorant.nn.conv import (
 )
 from sonorant.nn.elu import ELU
 from sonorant.nn.lstm import SkipLSTM
-from sonorant.nn.matrix_conv import pointwise_sum
+from sonorant.nn.matrix_conv import add_pointwise, conv_time_major, pointwise_sum, two_convs
 from sonorant.nn.state import State
 
-
-# The stage at the lowest rate runs on this many blocks at once (benchmarks/codec.py).
+# The stages at low rates run on this many blocks at once (benchmarks/codec.py).
 SLOW_STAGE_BLOCKS = 4
 
 
@@ -143,12 +143,20 @@ class ResidualBlock(nn.Module):
             return x + self.block(x, state)
         if not (uses_matrix_form(x) and self.mergeable):
             return self.block(x, state) + self.shortcut(x, state)
-        last = self.block.layers[-1]
-        hidden = self.block.run(x, state, 0, len(self.block.layers) - 1)
-        assert isinstance(last, StreamingConv1d)
-        pair = ((last, hidden), (self.shortcut, x))
+        pair = ((self.last, self.hidden(x, state)), (self.shortcut, x))
         terms = [(conv.conv, conv.packed, part.transpose(1, 2)) for conv, part in pair]
         return pointwise_sum(terms).transpose(1, 2)
+
+    @property
+    def last(self) -> StreamingConv1d:
+        """The convolution of one tap that ends the branch beside the shortcut."""
+        last = self.block.layers[-1]
+        assert isinstance(last, StreamingConv1d)
+        return last
+
+    def hidden(self, x: Tensor, state: State | None) -> Tensor:
+        """What goes into `last`."""
+        return self.block.run(x, state, 0, len(self.block.layers) - 1)
 
 
 class FinalTanh(nn.Module):
@@ -191,16 +199,43 @@ class SEANetEncoder(StreamingSequence):
             StreamingConv1d(width, config.dimension, config.last_kernel_size, style=style)
         )
         super().__init__(layers)
+        self.opens_at_once = (
+            config.residual_layers > 0
+            and config.skip == "convolution"
+            and config.norm != "time_group_norm"
+            and config.channels * config.kernel_size < config.base_filters
+        )
         stage = config.residual_layers + 2
         self.strided_layers = 1 + len(config.ratios) * stage
-        self.fast_layers = self.strided_layers - stage
+        self.fast_layers = 1 + len(config.ratios) // 2 * stage
+
+    def run(self, x: Tensor, state: State | None, first: int, end: int) -> Tensor:
+        if self.opens_at_once and first == 0 and end > 1 and uses_matrix_form(x):
+            return super().run(self._open(x, state), state, 2, end)
+        return super().run(x, state, first, end)
+
+    def _open(self, x: Tensor, state: State | None) -> Tensor:
+        """The first convolution and block, of which the shortcut then takes few products.
+
+        It sees what the convolution makes as it is: both are one convolution of the sound.
+        """
+        first, block = self.layers[0], self.layers[1]
+        assert isinstance(first, StreamingConv1d)
+        assert isinstance(block, ResidualBlock)
+        assert block.shortcut is not None
+        padded = first._pad(x.transpose(1, 2), state, 1, None)
+        wide = conv_time_major(padded, first.conv, first.packed).transpose(1, 2)
+        hidden, last = block.hidden(wide, state).transpose(1, 2), block.last
+        y = two_convs(padded, first.conv, block.shortcut.conv)
+        add_pointwise(y, hidden, last.conv, last.packed)
+        return y.transpose(1, 2)
 
     def run_in_blocks(self, x: Tensor, state: State, block: int) -> Tensor:
         """The same as a live call, with less memory and time for long inputs.
 
-        The layers at high rates run on `block` samples at a time, so that what they make stays in
-        the processor's cache, the last stage on several blocks, so that its large weights are read
-        less often; the LSTM and the rest run once.
+        The first half of the stages, at high rates, runs on `block` samples at a time, so that what
+        they make stays in the processor's cache; the second half on several blocks, so that its
+        large weights are read less often; the LSTM and the rest run once.
         """
         fast, strided = self.fast_layers, self.strided_layers
         parts = []
@@ -242,14 +277,15 @@ class SEANetDecoder(StreamingSequence):
             layers.append(FinalTanh())
         super().__init__(layers)
         self.latent_layers = 2 if config.lstm_layers else 1
-        self.slow_layers = self.latent_layers + 2 + config.residual_layers
-        self.slow_ratio = config.ratios[0]
+        slow = (len(config.ratios) + 1) // 2
+        self.slow_layers = self.latent_layers + slow * (2 + config.residual_layers)
+        self.slow_ratio = math.prod(config.ratios[:slow])
 
     def run_in_blocks(self, x: Tensor, state: State, block: int) -> Tensor:
         """The same as a live call, with less memory and time for long inputs.
 
-        The first convolution and the LSTM run once, the first stage on several blocks of `block`
-        frames, the layers at high rates on one at a time: see `SEANetEncoder.run_in_blocks`.
+        The first convolution and the LSTM run once, the first half of the stages on several blocks
+        of `block` frames, the others on one at a time: see `SEANetEncoder.run_in_blocks`.
         """
         latent, slow = self.latent_layers, self.slow_layers
         x = self.run(x, state, 0, latent)
