@@ -24,7 +24,9 @@ def assert_equals_the_plain_form(conv: ImageConv, image: Tensor) -> None:
 @given(
     time=st.integers(1, 9),
     frequencies=st.integers(1, 20),
-    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 9])),
+    # Not 1x1: torch 2.13's gradient of a strided 1x1 convolution with channels last can overrun its
+    # buffers on a CPU, and no discriminator has one.
+    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([3, 9])),
     stride=st.integers(1, 2),
     dilation=st.integers(2, 4),
 )
