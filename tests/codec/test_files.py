@@ -292,11 +292,11 @@ def test_the_shipped_codec_has_an_entropy_model_that_saves_bits(tmp_path: Path) 
     codec = load_codec("sonorant/codec-24khz-small")
     source, entropy = tmp_path / "in.wav", load_entropy_model(codec)
     clip = read(CLIPS / "speech.flac").to(codec.sample_rate, 1)
-    write(source, Audio(clip.samples[:, : 2 * codec.sample_rate], codec.sample_rate))
+    write(source, clip)
     compress_file(source, tmp_path / "packed.snr", codec, 6)
     compress_file(source, tmp_path / "coded.snr", codec, 6, entropy=entropy)
     sizes = [(tmp_path / name).stat().st_size for name in ("packed.snr", "coded.snr")]
-    assert sizes[1] < 0.93 * sizes[0]
+    assert sizes[1] < 0.9 * sizes[0]
     for name in ("packed", "coded"):
         decompress_file(tmp_path / f"{name}.snr", tmp_path / f"{name}.wav", codec)
     assert (tmp_path / "packed.wav").read_bytes() == (tmp_path / "coded.wav").read_bytes()
