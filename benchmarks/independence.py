@@ -46,7 +46,7 @@ LOSSES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--runs", nargs="+", choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument(
         "--segments",
@@ -82,7 +82,8 @@ def trained(loss: IndependenceConfig | None, options: argparse.Namespace) -> Enc
         segments=SegmentConfig(sample_rate=24_000, segment_seconds=0.3),
         adversary=AdversarySettings(from_step=NEVER, per_bandwidth=False),
         independence=independence,
-        learning_rate=1e-4,
+        learning_rate=5e-6,  # the codec's designed encoder unlearns at higher rates
+        adam_betas=(0.8, 0.99),
     )
     config = TrainingConfig(
         steps=options.steps,
