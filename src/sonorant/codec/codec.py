@@ -7,6 +7,7 @@ A codec turns sound into tokens and back, offline (`encode`, `decode`) and live 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from sonorant.nn.state import State
 TRAINING_BUFFERS = ("embed_sum", "usage", "initialized")
 
 
-class Codec(Model):
+class Codec(Model, ABC):
     """A system that turns sound `[batch, channels, time]` into tokens `[batch, codebooks, frames]`.
 
     Subclasses set the attributes below; their config has a `quantizer`, a `QuantizerConfig`.
@@ -50,9 +51,9 @@ class Codec(Model):
     def scaled(self) -> bool:
         return False
 
+    @abstractmethod
     def codebooks_for(self, bandwidth_kbps: float | None = None) -> int:
         """How many codebooks a bandwidth in kb/s pays for; all of them for None."""
-        raise NotImplementedError
 
     def bandwidth_of(self, codebooks: int) -> float:
         """The bandwidth in kb/s of tokens of that many codebooks."""
@@ -75,31 +76,32 @@ class Codec(Model):
         """The sound of the first row of tokens, at the codec's rate."""
         return Audio(self.decode_batch(encoded)[0], self.sample_rate)
 
+    @abstractmethod
     def to_latent(self, x: Tensor) -> Tensor:
         """Latents `[batch, dimension, frames]` of sounds `[batch, channels, time]`, with gradients.
 
         What the quantizer takes.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def from_latent(self, latent: Tensor) -> Tensor:
         """Sounds `[batch, channels, frames * hop]` of latents, with gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
         """Tokens of sounds `[batch, channels, time]` at the codec's rate."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_batch(self, encoded: Encoded) -> Tensor:
         """Sounds `[batch, channels, encoded.samples]` of tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_step(
         self, chunk: Audio | Tensor, state: State, bandwidth_kbps: float | None = None
     ) -> Encoded:
         """Tokens of the next whole frames of live sound."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_flush(
         self,
         state: State,
@@ -107,15 +109,14 @@ class Codec(Model):
         bandwidth_kbps: float | None = None,
     ) -> Encoded:
         """Tokens of all that is left, with a last chunk of any length. The stream is then over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_step(self, encoded: Encoded, state: State) -> Tensor:
         """Live sound `[batch, channels, time]` of the next frames."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_flush(self, state: State) -> Tensor:
         """The sound that is left at the end of a stream."""
-        raise NotImplementedError
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Weights and codewords, without the moving averages that only training needs."""

@@ -12,6 +12,7 @@ frame: through the biases it has a key and a value.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import msgspec
@@ -125,7 +126,7 @@ class CodebookHeads(nn.Module):
         return y.unflatten(-1, (codebooks, -1))
 
 
-class EntropyCore(Model):
+class EntropyCore(Model, ABC):
     """A transformer over frames, between the embedding and the heads of a kind of entropy model."""
 
     config: Any
@@ -160,13 +161,13 @@ class EntropyCore(Model):
             x = x + self._moved(x, first_position)
         return self.transformer(x, state)
 
+    @abstractmethod
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits [batch, codebook_size, codebooks, frames] of the tokens of each frame.
 
         Shape: hidden [batch, frames, width], as `hidden` gives it; tokens int64 [batch, codebooks,
         frames], of which a token's own logits see at most the coarser ones of its frame.
         """
-        raise NotImplementedError
 
     def _moved(self, x: Tensor, first_position: int) -> Tensor:
         """What turns the positions from 0 that the transformer adds into those from another."""

@@ -12,6 +12,7 @@ keeps a zero-initialised flag or counter and derives its start from it.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,16 @@ REASONS = {
 }
 
 
-class StreamingModule(nn.Module):
+class StreamingModule(nn.Module, ABC):
     """A module that remembers something between live calls.
 
     Subclasses implement `fresh_state`; the tensors they name there are found again in
     `state[self]` during a live call.
     """
 
+    @abstractmethod
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         """Zero tensors `[batch, ...]` by name, on this module's device and in its dtype."""
-        raise NotImplementedError(f"{type(self).__name__} must say what it remembers")
 
 
 class Slot:

@@ -15,6 +15,7 @@ is heavy-ball in both. Against `torch.optim`: eps stands inside the root and is 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,7 +52,7 @@ def adam_step_size(
     return alpha / (1 - beta1**step) if correct_first else alpha
 
 
-class _SumOptimizer(Optimizer):
+class _SumOptimizer(Optimizer, ABC):
     """The recursion that both share; a subclass says alpha_n by `_step_size`.
 
     State of a parameter: `step`, `square_sum` (v), and with momentum `gradient_sum` (m).
@@ -92,11 +93,13 @@ class _SumOptimizer(Optimizer):
             self._update(group, parameters)
         return loss
 
+    @abstractmethod
     def _betas(self, group: dict[str, Any]) -> tuple[float, float]:
-        raise NotImplementedError
+        """Factors of the means of gradients and of their squares."""
 
+    @abstractmethod
     def _step_size(self, group: dict[str, Any], step: int) -> float:
-        raise NotImplementedError
+        """The learning rate of step `step`, from 1, with its correction."""
 
     @staticmethod
     def _check_betas(beta1: float, beta2: float) -> None:
