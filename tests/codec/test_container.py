@@ -11,12 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonorant.codec import container
-from sonorant.codec.container import (
-    BLOCK_FRAMES,
-    ContainerReader,
-    ContainerWriter,
-    Header,
-)
+from sonorant.codec.container import BLOCK_FRAMES, ContainerReader, ContainerWriter
+from sonorant.codec.container_layout import Header
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import FormatError, ShapeError
 

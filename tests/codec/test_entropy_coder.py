@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonorant.codec import container
-from sonorant.codec.container import (
-    CODED_SIZE,
-    MOST_CODED_FRAMES,
-    ContainerReader,
-    ContainerWriter,
-    Header,
-)
+from sonorant.codec.container import MOST_CODED_FRAMES, ContainerReader, ContainerWriter
+from sonorant.codec.container_layout import CODED_SIZE, Header
 from sonorant.codec.encoded import Encoded
 from sonorant.codec.entropy_coder import EntropyCoder
 from sonorant.codec.entropy_coding import EntropyCore

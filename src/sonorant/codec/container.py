@@ -8,8 +8,6 @@ file is always refused. Writing and reading go block by block: memory does not g
 
 from __future__ import annotations
 
-import os
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,122 +20,33 @@ import torch
 from torch import Tensor
 
 from sonorant.codec.bits import Tokens, pack_bits, unpack_bits
+from sonorant.codec.bounded_file import BoundedFile
+from sonorant.codec.container_layout import (
+    CHECKSUM,
+    CODED,
+    CODED_SIZE,
+    COUNT,
+    END,
+    FINGERPRINT_BYTES,
+    FIXED,
+    MAGIC,
+    SCALE,
+    SCALED,
+    SEGMENTED,
+    VERSION,
+    Header,
+    Totals,
+)
 from sonorant.codec.encoded import Encoded
 from sonorant.codec.range_coder import CodingError
 from sonorant.codec.whole_file import WholeFile
 from sonorant.errors import FormatError, ShapeError
 
-# As in PNG: a byte above 127 and line ends of both kinds give away files sent as text.
-MAGIC = b"\x89SNR\r\n\x1a\n"
-VERSION = 1
-FIXED = struct.Struct("<8sBBBBIIIH16sB")
-SEGMENTED, SCALED, CODED = 1, 2, 4  # flags
-CHECKSUM = struct.Struct("<I")
-COUNT = struct.Struct("<H")
-SCALE = struct.Struct("<f")
-CODED_SIZE = struct.Struct("<II")  # bytes of entropy-coded tokens, checksum of the tokens
-END = struct.Struct("<QQQ")
-FINGERPRINT_BYTES = 16
-LARGEST_CODEBOOK = 65_536
 # Frames per block where the codec has no segments of its own: ten seconds at 75 frames a second,
 # so that the 6 bytes around a block are nothing beside its tokens.
 BLOCK_FRAMES = 750
 # A few coded bytes may stand for many frames, so their own number must not decide about memory.
 MOST_CODED_FRAMES = 4096
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a container says before its tokens.
-
-    model: the name `sonorant.load` knows the codec by, or "". fingerprint: 16 bytes that tell it
-        from other models of the same name.
-    sample_rate, channels: of the codec; source_sample_rate, source_channels: of the sound that was
-        compressed, and that decompressing gives back.
-    segmented: each block is one segment; scaled: and begins with the volume of that segment.
-    entropy: 16 bytes that tell the entropy model that the tokens are coded with from all others;
-        b"" for tokens that are only packed.
-    Raises: FormatError for a value that the container has no room for.
-    """
-
-    model: str
-    fingerprint: bytes
-    sample_rate: int
-    channels: int
-    codebooks: int
-    codebook_size: int
-    source_sample_rate: int
-    source_channels: int
-    segmented: bool = False
-    scaled: bool = False
-    entropy: bytes = b""
-
-    def __post_init__(self) -> None:
-        limits = {
-            "model name length": (len(self.model.encode()), 0, 255),
-            "fingerprint length": (len(self.fingerprint), FINGERPRINT_BYTES, FINGERPRINT_BYTES),
-            "sample rate": (self.sample_rate, 1, 2**32 - 1),
-            "channel count": (self.channels, 1, 255),
-            "codebook count": (self.codebooks, 1, 255),
-            "codebook size": (self.codebook_size, 2, LARGEST_CODEBOOK),
-            "source sample rate": (self.source_sample_rate, 1, 2**32 - 1),
-            "source channel count": (self.source_channels, 1, 65_535),
-        }
-        for name, (value, lowest, highest) in limits.items():
-            if not lowest <= value <= highest:
-                raise FormatError(f"a container cannot have a {name} of {value}")
-        if len(self.entropy) not in (0, FINGERPRINT_BYTES):
-            raise FormatError(f"a fingerprint has {FINGERPRINT_BYTES} bytes")
-        if self.scaled and not self.segmented:
-            raise FormatError("a container has volumes only where it has segments")
-
-    @property
-    def token_bits(self) -> int:
-        """Bits of one token: enough for the largest."""
-        return (self.codebook_size - 1).bit_length()
-
-    def packed_bytes(self, frames: int) -> int:
-        """Bytes of a block's tokens where they are packed."""
-        return -(-frames * self.codebooks * self.token_bits // 8)
-
-    def pack(self) -> bytes:
-        """The header as it stands in the file, without its checksum."""
-        name = self.model.encode()
-        flags = SEGMENTED * self.segmented | SCALED * self.scaled | CODED * bool(self.entropy)
-        return (
-            FIXED.pack(
-                MAGIC,
-                VERSION,
-                flags,
-                self.codebooks,
-                self.channels,
-                self.codebook_size,
-                self.sample_rate,
-                self.source_sample_rate,
-                self.source_channels,
-                self.fingerprint,
-                len(name),
-            )
-            + name
-            + self.entropy
-        )
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What a container says at its end: token frames, samples at the codec's rate and the source's
-    (per channel)."""
-
-    frames: int
-    samples: int
-    source_samples: int
-
-    def fit(self, header: Header) -> bool:
-        """Whether both lengths can be the same sound: equal but for rounding."""
-        ours = self.samples * header.source_sample_rate
-        theirs = self.source_samples * header.sample_rate
-        rounding = 2 * max(header.sample_rate, header.source_sample_rate)
-        return min(self.samples, self.source_samples) > 0 and abs(ours - theirs) <= rounding
 
 
 @dataclass(frozen=True)
@@ -359,15 +268,14 @@ class _Parts:
     totals: Totals
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._left = os.fstat(file.fileno()).st_size
+        self._file, self._path = BoundedFile(file, path), path
         self._checksum = 0
-        if not self._left:
+        if not self._file.left:
             raise FormatError(f"{path} is empty")
 
     def header(self) -> Header:
         """The first part."""
-        fixed = self._take(FIXED.size)
+        fixed = self._file.take(FIXED.size)
         magic, version, flags, codebooks, channels, size, *rest, name_bytes = FIXED.unpack(fixed)
         if magic != MAGIC:
             raise FormatError(f"{self._path} is not a Sonorant container")
@@ -378,8 +286,8 @@ class _Parts:
             )
         if flags & ~(SEGMENTED | SCALED | CODED):
             raise FormatError(f"{self._path} is damaged, or has the unknown flags {flags:#x}")
-        name = self._take(name_bytes)
-        entropy = self._take(FINGERPRINT_BYTES if flags & CODED else 0)
+        name = self._file.take(name_bytes)
+        entropy = self._file.take(FINGERPRINT_BYTES if flags & CODED else 0)
         self._check(fixed + name + entropy)
         sample_rate, source_rate, source_channels, fingerprint = rest
         try:
@@ -405,25 +313,24 @@ class _Parts:
         while count := self._count():
             yield self._block(header, count)
             frames += count
-        end = self._take(END.size)
+        end = self._file.take(END.size)
         self._check(COUNT.pack(0) + end)
         self.totals = Totals(*END.unpack(end))
-        if self._left:
-            raise FormatError(f"{self._path} goes on for {self._left} bytes after its end")
+        self._file.check_end()
         if self.totals.frames != frames or not self.totals.fit(header):
             raise FormatError(f"{self._path} gives lengths that its content does not have")
 
     def _count(self) -> int:
-        count: int = COUNT.unpack(self._take(COUNT.size))[0]
+        count: int = COUNT.unpack(self._file.take(COUNT.size))[0]
         return count
 
     def _block(self, header: Header, count: int) -> _CodedBlock:
-        volume = self._take(SCALE.size if header.scaled else 0)
+        volume = self._file.take(SCALE.size if header.scaled else 0)
         size, token_checksum, sizes = header.packed_bytes(count), 0, b""
         if header.entropy:
-            sizes = self._take(CODED_SIZE.size)
+            sizes = self._file.take(CODED_SIZE.size)
             size, token_checksum = CODED_SIZE.unpack(sizes)
-        data = self._take(size)
+        data = self._file.take(size)
         self._check(COUNT.pack(count) + volume + sizes + data)
         if header.entropy and count > MOST_CODED_FRAMES:
             raise FormatError(f"{self._path} has a coded block of {count} frames: too many")
@@ -432,20 +339,9 @@ class _Parts:
             raise FormatError(f"{self._path} gives a segment the volume {scale}")
         return _CodedBlock(count, scale, data, token_checksum)
 
-    def _take(self, count: int) -> bytes:
-        """The next bytes, if there are as many: a lying length must not allocate anything."""
-        data = self._file.read(count) if count <= self._left else b""
-        if len(data) != count:
-            raise FormatError(
-                f"{self._path} is cut short or damaged: {count} bytes should follow, "
-                f"{self._left} are left"
-            )
-        self._left -= count
-        return data
-
     def _check(self, part: bytes) -> None:
         self._checksum = zlib.crc32(part, self._checksum)
-        if CHECKSUM.unpack(self._take(CHECKSUM.size))[0] != self._checksum:
+        if CHECKSUM.unpack(self._file.take(CHECKSUM.size))[0] != self._checksum:
             raise FormatError(f"{self._path} is damaged: a checksum does not fit")
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import numpy as np
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from sonorant.codec.bits import Tokens, pack_bits, unpack_bits
+from sonorant.codec.bounded_file import BoundedFile
 from sonorant.codec.codec import Codec
 from sonorant.codec.container import Block
 from sonorant.codec.encodec import EncodecCore
@@ -208,7 +208,7 @@ class EcdcReader:
         if not self.path.is_file():
             raise FormatError(f"{path} does not exist, or is not a file")
         with self.path.open("rb") as file:
-            self.header = _Data(file, self.path).header()
+            self.header = _read_header(BoundedFile(file, self.path), self.path)
 
     @property
     def coded(self) -> bool:
@@ -233,10 +233,10 @@ class EcdcReader:
                 raise CheckpointError(f"{self.path} is coded with an entropy model; give it")
             coding = _published_entropy(entropy)
         with self.path.open("rb") as file:
-            data = _Data(file, self.path)
-            data.header()
+            data = BoundedFile(file, self.path)
+            _read_header(data, self.path)
             for frames in segment_frames(codec, self.header.samples):
-                scale = data.scale() if codec.scaled else None
+                scale = _read_scale(data, self.path) if codec.scaled else None
                 if coding is None:
                     blocks = self._packed(data, codec, frames)
                 else:
@@ -245,7 +245,7 @@ class EcdcReader:
                     yield Block(torch.cat(list(blocks), dim=-1), scale)
                 else:
                     yield from (Block(tokens, None) for tokens in blocks)
-            data.end()
+            data.check_end()
 
     def _checked(self, model: Codec) -> EncodecCore:
         if model.name != self.header.model:
@@ -260,7 +260,7 @@ class EcdcReader:
             )
         return codec
 
-    def _packed(self, data: _Data, codec: EncodecCore, frames: int) -> Iterator[Tensor]:
+    def _packed(self, data: BoundedFile, codec: EncodecCore, frames: int) -> Iterator[Tensor]:
         bits, codebooks = token_bits(codec), self.header.codebooks
         for first in range(0, frames, BLOCK_FRAMES):
             count = min(BLOCK_FRAMES, frames - first) * codebooks
@@ -272,7 +272,7 @@ class EcdcReader:
                 raise FormatError(f"{self.path} holds a token outside its codebook")
             yield torch.from_numpy(values.reshape(-1, codebooks).T.copy())[None]
 
-    def _coded(self, data: _Data, entropy: EntropyModel, frames: int) -> Iterator[Tensor]:
+    def _coded(self, data: BoundedFile, entropy: EntropyModel, frames: int) -> Iterator[Tensor]:
         probabilities = PublishedProbabilities(entropy)
         decoder = RangeDecoder(data.byte)
         previous = torch.zeros(self.header.codebooks, dtype=torch.int64)
@@ -295,58 +295,31 @@ class EcdcReader:
             ) from error
 
 
-class _Data:
-    """An open file, of which no more is read than there is."""
+def _read_header(file: BoundedFile, path: Path) -> EcdcHeader:
+    magic, version, size = FIXED.unpack(file.take(FIXED.size))
+    if magic != MAGIC:
+        raise FormatError(f"{path} is not an .ecdc file")
+    if version != 0:
+        raise FormatError(f"{path} is an .ecdc file of version {version}, not 0")
+    if size > LONGEST_HEADER:
+        raise FormatError(f"{path} says it has a header of {size} bytes: damaged")
+    try:
+        header = msgspec.json.decode(file.take(size), type=EcdcHeader)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} has an impossible header: {error}") from error
+    if header.model not in SAMPLE_RATES:
+        raise FormatError(
+            f"{path} was made by a model {header.model!r:.60}; .ecdc files are of "
+            f"{' or '.join(SAMPLE_RATES)}"
+        )
+    return header
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._left = os.fstat(file.fileno()).st_size
 
-    def header(self) -> EcdcHeader:
-        magic, version, size = FIXED.unpack(self.take(FIXED.size))
-        if magic != MAGIC:
-            raise FormatError(f"{self._path} is not an .ecdc file")
-        if version != 0:
-            raise FormatError(f"{self._path} is an .ecdc file of version {version}, not 0")
-        if size > LONGEST_HEADER:
-            raise FormatError(f"{self._path} says it has a header of {size} bytes: damaged")
-        try:
-            header = msgspec.json.decode(self.take(size), type=EcdcHeader)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise FormatError(f"{self._path} has an impossible header: {error}") from error
-        if header.model not in SAMPLE_RATES:
-            raise FormatError(
-                f"{self._path} was made by a model {header.model!r:.60}; .ecdc files are of "
-                f"{' or '.join(SAMPLE_RATES)}"
-            )
-        return header
-
-    def scale(self) -> float:
-        scale: float = SCALE.unpack(self.take(SCALE.size))[0]
-        if not 0 < scale < math.inf:
-            raise FormatError(f"{self._path} gives a segment the volume {scale}: damaged")
-        return scale
-
-    def take(self, count: int) -> bytes:
-        """The next bytes, if there are as many: a lying length must not allocate anything."""
-        data = self._file.read(count) if count <= self._left else b""
-        if len(data) != count:
-            raise FormatError(
-                f"{self._path} is cut short or damaged: {count} bytes should follow, "
-                f"{self._left} are left"
-            )
-        self._left -= count
-        return data
-
-    def byte(self) -> bytes:
-        """The next byte, or nothing at the end."""
-        data = self._file.read(1)
-        self._left -= len(data)
-        return data
-
-    def end(self) -> None:
-        if self._left:
-            raise FormatError(f"{self._path} goes on for {self._left} bytes after its end")
+def _read_scale(file: BoundedFile, path: Path) -> float:
+    scale: float = SCALE.unpack(file.take(SCALE.size))[0]
+    if not 0 < scale < math.inf:
+        raise FormatError(f"{path} gives a segment the volume {scale}: damaged")
+    return scale
 
 
 def _published(codec: Codec) -> EncodecCore:

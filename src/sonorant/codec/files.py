@@ -20,13 +20,8 @@ import torch
 from sonorant.audio import Audio, AudioInfo, AudioWriter, blocks, info
 from sonorant.audio.sound import Converter, Samples, to_numpy
 from sonorant.codec.codec import TRAINING_BUFFERS, Codec
-from sonorant.codec.container import (
-    FINGERPRINT_BYTES,
-    Block,
-    ContainerReader,
-    ContainerWriter,
-    Header,
-)
+from sonorant.codec.container import Block, ContainerReader, ContainerWriter
+from sonorant.codec.container_layout import FINGERPRINT_BYTES, Header
 from sonorant.codec.ecdc import SUFFIX, EcdcReader, EcdcWriter
 from sonorant.codec.encoded import Encoded
 from sonorant.codec.entropy_coder import EntropyCoder
