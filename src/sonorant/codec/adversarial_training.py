@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 import torch
@@ -25,8 +25,7 @@ from torch.optim import Adam, Optimizer
 
 from sonorant.audio import Audio
 from sonorant.codec.codec import Codec
-from sonorant.data.dataset import SegmentConfig, SegmentDataset
-from sonorant.data.manifest import Item, Split, read_manifest
+from sonorant.data.dataset import ManifestSegments, SegmentConfig, SegmentDataset
 from sonorant.errors import ConfigError
 from sonorant.losses.adversarial import (
     discriminator_loss,
@@ -47,6 +46,7 @@ from sonorant.training.task import Metrics, StepContext, Task
 CODEBOOK_SEED = 2**31  # of the segments that start the codebooks, apart from those trained on
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
+AnyCodec = TypeVar("AnyCodec", bound=Codec)
 
 
 class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +135,7 @@ class AdversarialTask(Task):
             MSSTFTDiscriminator(settings.adversary.network) for _ in range(adversaries)
         )
         self.mel = MultiScaleMelLoss(codec.sample_rate, settings.mel)
-        self._items: dict[Split, list[Item]] = {}
+        self.data = ManifestSegments(settings.manifest, settings.segments)
         self.balancer = Balancer(msgspec.structs.asdict(weights), settings.balancer)
 
     @abstractmethod
@@ -159,17 +159,10 @@ class AdversarialTask(Task):
         return Adam(self.codec.parameters(), rate, betas, fused=True)
 
     def training_data(self, seed: int) -> SegmentDataset:
-        return self._data("train", self.settings.segments, seed, self.settings.train_items)
+        return self.data.training(seed, self.settings.train_items)
 
     def validation_data(self) -> SegmentDataset:
-        """Always the same segments, neither mixed nor changed in level."""
-        plain = msgspec.structs.replace(self.settings.segments, gain_db=None, mixing=None)
-        return self._data("valid", plain, 0, self.settings.valid_items)
-
-    def _data(self, split: Split, segments: SegmentConfig, seed: int, size: int) -> SegmentDataset:
-        if split not in self._items:
-            self._items[split] = read_manifest(self.settings.manifest, split)
-        return SegmentDataset(self._items[split], segments, seed, size)
+        return self.data.validation(self.settings.valid_items)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -213,7 +206,7 @@ class AdversarialTask(Task):
     @torch.no_grad()
     def start_codebooks(self, batch: Tensor, segments: int) -> None:
         """Start the codebooks from more segments than one batch has."""
-        data = self._data("train", self.settings.segments, CODEBOOK_SEED, segments)
+        data = self.data.training(CODEBOOK_SEED, segments)
         latents = torch.cat(
             [self.codec.to_latent(data[index][None].to(batch.device)) for index in range(segments)]
         )
@@ -291,6 +284,20 @@ class AdversarialTask(Task):
 
     def export(self, folder: Path) -> None:
         self.codec.save_pretrained(folder)
+
+
+def codec_to_train_on(kind: type[AnyCodec], name: str, config: Any) -> AnyCodec:
+    """A codec by name or path, in training mode; its weight norm stays folded.
+
+    Raises: ConfigError if it has another config than the recipe's.
+    """
+    codec = kind.from_pretrained(name)
+    if codec.config != config:
+        raise ConfigError(
+            f"{name} has another config than the recipe's codec section; "
+            "copy the one from its config.json"
+        )
+    return codec.train()
 
 
 @contextmanager

@@ -26,8 +26,7 @@ from sonorant.codec.multiband_diffusion import (
     MultiBandDiffusion,
     MultiBandDiffusionConfig,
 )
-from sonorant.data.dataset import SegmentConfig, SegmentDataset
-from sonorant.data.manifest import Item, Split, read_manifest
+from sonorant.data.dataset import ManifestSegments, SegmentConfig, SegmentDataset
 from sonorant.dsp.filters import split_bands
 from sonorant.errors import ConfigError
 from sonorant.losses.relative_volume import relative_volume
@@ -76,7 +75,7 @@ class DiffusionTask(Task):
         # Not among the modules: it is finished, so it is neither trained nor saved.
         self.codec = codec.requires_grad_(False)
         self.diffusion = first_diffusion(settings, codec)
-        self._items: dict[Split, list[Item]] = {}
+        self.data = ManifestSegments(settings.manifest, settings.segments)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"diffusion": self.diffusion}
@@ -90,17 +89,10 @@ class DiffusionTask(Task):
         }
 
     def training_data(self, seed: int) -> SegmentDataset:
-        return self._data("train", self.settings.segments, seed, self.settings.train_items)
+        return self.data.training(seed, self.settings.train_items)
 
     def validation_data(self) -> SegmentDataset:
-        """Always the same segments, neither mixed nor changed in level."""
-        plain = msgspec.structs.replace(self.settings.segments, gain_db=None, mixing=None)
-        return self._data("valid", plain, 0, self.settings.valid_items)
-
-    def _data(self, split: Split, segments: SegmentConfig, seed: int, size: int) -> SegmentDataset:
-        if split not in self._items:
-            self._items[split] = read_manifest(self.settings.manifest, split)
-        return SegmentDataset(self._items[split], segments, seed, size)
+        return self.data.validation(self.settings.valid_items)
 
     def band_name(self, index: int) -> str:
         """Of a band's optimiser and figures: its place among all bands."""

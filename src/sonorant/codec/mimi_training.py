@@ -23,6 +23,7 @@ from sonorant.codec.adversarial_training import (
     Attempt,
     Natural,
     Share,
+    codec_to_train_on,
 )
 from sonorant.codec.mimi import Mimi, MimiConfig
 from sonorant.codec.semantic_teachers import Teacher, TeacherSettings, WavLMSettings, make_teacher
@@ -163,16 +164,7 @@ class MimiTask(AdversarialTask):
 
 
 def first_mimi(settings: MimiSettings) -> Mimi:
-    """The codec that training starts from.
-
-    Raises: ConfigError if the model to train on has another config than the recipe.
-    """
+    """The codec that training starts from; raises as `codec_to_train_on`."""
     if settings.model is None:
         return Mimi(settings.codec)
-    codec = Mimi.from_pretrained(settings.model)
-    if codec.config != settings.codec:
-        raise ConfigError(
-            f"{settings.model} has another config than the recipe's codec section; "
-            "copy the one from its config.json"
-        )
-    return codec.train()
+    return codec_to_train_on(Mimi, settings.model, settings.codec)

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from sonorant.codec.adversarial_training import AdversarialSettings, AdversarialTask, Attempt
+from sonorant.codec.adversarial_training import (
+    AdversarialSettings,
+    AdversarialTask,
+    Attempt,
+    codec_to_train_on,
+)
 from sonorant.codec.encodec import Encodec, EncodecConfig
 from sonorant.codec.independence_training import IndependencePromoter, IndependenceSettings
 from sonorant.errors import ConfigError
@@ -140,18 +145,9 @@ def _weights(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
 
 
 def first_codec(settings: CodecSettings) -> Encodec:
-    """The codec that training starts from.
-
-    Raises: ConfigError if the model to train on has another config than the recipe.
-    """
+    """The codec that training starts from; raises as `codec_to_train_on`."""
     if settings.start.model is not None:
-        codec = Encodec.from_pretrained(settings.start.model)
-        if codec.config != settings.codec:
-            raise ConfigError(
-                f"{settings.start.model} has another config than the recipe's codec section; "
-                "copy the one from its config.json"
-            )
-        return codec.train()
+        return codec_to_train_on(Encodec, settings.start.model, settings.codec)
     codec = Encodec(settings.codec)
     if settings.start.transform:
         bands = settings.start.noise_bands

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sonorant.data.manifest import DOMAINS, Domain, Item
+from sonorant.data.manifest import DOMAINS, Domain, Item, Split, read_manifest
 from sonorant.errors import AudioError, ConfigError
 
 Samples = npt.NDArray[np.float32]
@@ -204,3 +204,25 @@ def _choose(random: np.random.Generator, weights: npt.NDArray[np.float64]) -> in
     until = np.cumsum(weights)
     index = int(np.searchsorted(until, random.random() * until[-1], side="right"))
     return min(index, len(weights) - 1)
+
+
+class ManifestSegments:
+    """Segments of one manifest, to train on and to validate with; each split is read once."""
+
+    def __init__(self, manifest: str, config: SegmentConfig) -> None:
+        self._manifest, self._config = manifest, config
+        self._items: dict[Split, list[Item]] = {}
+
+    def training(self, seed: int, size: int) -> SegmentDataset:
+        """`size` segments of the train split."""
+        return SegmentDataset(self._of("train"), self._config, seed, size)
+
+    def validation(self, size: int) -> SegmentDataset:
+        """Always the same segments, neither mixed nor changed in level."""
+        plain = msgspec.structs.replace(self._config, gain_db=None, mixing=None)
+        return SegmentDataset(self._of("valid"), plain, 0, size)
+
+    def _of(self, split: Split) -> list[Item]:
+        if split not in self._items:
+            self._items[split] = read_manifest(self._manifest, split)
+        return self._items[split]
