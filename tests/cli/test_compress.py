@@ -84,6 +84,11 @@ def test_a_codec_without_an_entropy_model_is_one_clear_error(sonorant: CommandLi
     assert "model has no entropy model; compress without entropy coding" in line
 
 
+def test_an_unknown_ending_is_refused_before_any_work(sonorant: CommandLine) -> None:
+    line = sonorant.fails("compress", "in.wav", "out.wav", "--model", "nowhere")
+    assert "cannot write out.wav: its name must end in .snr or .ecdc" in line
+
+
 def test_an_ecdc_file_is_chosen_by_its_ending(sonorant: CommandLine) -> None:
     codec = tiny()
     codec.name = "encodec_24khz"

@@ -35,6 +35,11 @@ def test_figures_are_printed_in_one_line(sonorant: CommandLine) -> None:
     )
 
 
+def test_an_unknown_ending_is_refused_before_any_work(sonorant: CommandLine) -> None:
+    line = sonorant.fails("decompress", "in.snr", "out.txt", "--model", "nowhere")
+    assert "cannot write out.txt: its name must end in .wav, .flac, .mp3, .ogg or .opus" in line
+
+
 def test_an_existing_output_stays_unless_forced(sonorant: CommandLine) -> None:
     (sonorant.folder / "in.wav").write_text("mine")
     assert "--force" in sonorant.fails("decompress", "in.snr", *MODEL)

@@ -15,6 +15,7 @@ from sonorant.codec.container import BLOCK_FRAMES, ContainerReader, ContainerWri
 from sonorant.codec.container_layout import Header
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import FormatError, ShapeError
+from tests.codec.damage import check_cut_files_are_refused, check_flipped_bits_are_refused
 
 HEADER = Header(
     model="tests/tiny",
@@ -99,21 +100,11 @@ def two_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_file_cut_short_anywhere_is_refused(two_blocks: Path) -> None:
-    whole = two_blocks.read_bytes()
-    for length in range(len(whole)):
-        two_blocks.write_bytes(whole[:length])
-        with pytest.raises(FormatError):
-            ContainerReader(two_blocks)
+    check_cut_files_are_refused(two_blocks, ContainerReader)
 
 
 def test_a_flipped_bit_anywhere_is_refused(two_blocks: Path) -> None:
-    whole = two_blocks.read_bytes()
-    for position in range(len(whole) * 8):
-        damaged = bytearray(whole)
-        damaged[position // 8] ^= 1 << position % 8
-        two_blocks.write_bytes(damaged)
-        with pytest.raises(FormatError):
-            ContainerReader(two_blocks)
+    check_flipped_bits_are_refused(two_blocks, ContainerReader)
 
 
 def test_more_after_the_end_is_refused(two_blocks: Path) -> None:

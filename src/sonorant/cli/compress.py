@@ -10,6 +10,7 @@ from sonorant.cli.conversion import (
     DEFAULT_MODEL,
     ECDC_MODEL,
     Stopwatch,
+    check_ending,
     check_target,
     force_option,
     kbps_text,
@@ -49,6 +50,7 @@ def compress(
     from sonorant.codec.ecdc import SUFFIX
     from sonorant.codec.files import compress_file, load_codec, load_entropy_model
 
+    check_ending(target, [".snr", SUFFIX])
     seconds = info(source).duration_seconds
     model = model or (ECDC_MODEL if target.suffix == SUFFIX else DEFAULT_MODEL)
     codec = load_codec(model)

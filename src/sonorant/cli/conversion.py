@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,14 @@ def check_target(source: Path, target: Path, force: bool) -> None:
         raise SonorantError(f"{target} is the input itself; choose another name for the output")
     if not force:
         raise SonorantError(f"{target} exists; choose another name, or replace it with --force")
+
+
+def check_ending(target: Path, endings: Iterable[str]) -> None:
+    """Raises: SonorantError if the name of `target` ends otherwise."""
+    known = list(endings)
+    if target.suffix.lower() not in known:
+        endings_text = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise SonorantError(f"cannot write {target}: its name must end in {endings_text}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 
 from sonorant.cli.conversion import (
     Stopwatch,
+    check_ending,
     check_target,
     force_option,
     kbps_text,
@@ -41,6 +42,7 @@ def decompress(
     """
     target = target or source.with_suffix(".wav")
     check_target(source, target, force)
+    from sonorant.audio.writing import ENCODINGS
     from sonorant.codec.files import (
         decompress_file,
         load_codec,
@@ -48,6 +50,7 @@ def decompress(
         open_compressed,
     )
 
+    check_ending(target, ENCODINGS)
     reader = open_compressed(source)
     seconds = reader.duration_seconds
     codec = entropy = None
