@@ -41,7 +41,7 @@ from sonorant.losses.spectral import (
     si_snr_loss,
 )
 from sonorant.nn.quantizer import Codebook
-from sonorant.training.task import Metrics, StepContext, Task
+from sonorant.training.task import Metrics, StepContext, Task, numbered_sounds
 
 CODEBOOK_SEED = 2**31  # of the segments that start the codebooks, apart from those trained on
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -259,13 +259,8 @@ class AdversarialTask(Task):
             return {}
         device = next(self.codec.parameters()).device
         batch = torch.stack([data[index] for index in range(count)]).to(device)
-        versions = [("original", batch)]
-        versions += [(f"{kbps:g}kbps", sound) for kbps, sound in self._reconstructions(batch)]
-        return {
-            f"{index}_{name}": Audio(sounds[index].clamp(-1, 1).cpu(), self.codec.sample_rate)
-            for name, sounds in versions
-            for index in range(count)
-        }
+        coded = {f"{kbps:g}kbps": sound for kbps, sound in self._reconstructions(batch)}
+        return numbered_sounds({"original": batch, **coded}, self.codec.sample_rate)
 
     def _reconstructions(self, batch: Tensor) -> Iterator[tuple[float, Tensor]]:
         tokens = self.codec.quantizer.encode(self.codec.to_latent(batch))

@@ -159,6 +159,14 @@ class Codec(Model, ABC):
         if not bool(torch.isfinite(x).all()):
             raise AudioError("the sound has samples that are not finite numbers; repair it first")
 
+    def _check_sound(self, x: Tensor) -> None:
+        self._check_input(x)
+        if x.shape[-1] == 0:
+            raise AudioError("the sound is empty; give at least one sample")
+
+    def _no_sound(self, tokens: Tensor) -> Tensor:
+        return next(self.parameters()).new_zeros(tokens.shape[0], self.channels, 0)
+
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.dim() != 3 or not 1 <= tokens.shape[1] <= self.config.quantizer.codebooks:
             raise ShapeError(

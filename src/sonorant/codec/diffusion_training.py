@@ -30,7 +30,7 @@ from sonorant.data.dataset import ManifestSegments, SegmentConfig, SegmentDatase
 from sonorant.dsp.filters import split_bands
 from sonorant.errors import ConfigError
 from sonorant.losses.relative_volume import relative_volume
-from sonorant.training.task import Metrics, StepContext, Task
+from sonorant.training.task import Metrics, StepContext, Task, numbered_sounds
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 VALIDATION_SEED = 1
@@ -163,11 +163,8 @@ class DiffusionTask(Task):
             return {}
         device = next(self.diffusion.parameters()).device
         batch = torch.stack([data[index] for index in range(count)]).to(device)
-        return {
-            f"{index}_{name}": Audio(sound.clamp(-1, 1).cpu(), self.codec.sample_rate)
-            for name, sounds in {"original": batch, **self._decoded(batch)}.items()
-            for index, sound in enumerate(sounds)
-        }
+        versions = {"original": batch, **self._decoded(batch)}
+        return numbered_sounds(versions, self.codec.sample_rate)
 
     def _decoded(self, batch: Tensor) -> dict[str, Tensor]:
         """Sounds through the codec and back, by its own decoder and by diffusion.

@@ -25,7 +25,7 @@ from torch import Tensor
 from sonorant.audio import Audio
 from sonorant.codec.codec import Codec
 from sonorant.codec.encoded import Encoded
-from sonorant.errors import AudioError, ConfigError, ShapeError
+from sonorant.errors import ConfigError, ShapeError
 from sonorant.nn.quantizer import QuantizerConfig, ResidualQuantizer
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.state import State, StreamingModule
@@ -169,9 +169,7 @@ class Encodec(EncodecCore, StreamingModule):
     @torch.no_grad()
     def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
         """Tokens of sounds `[batch, channels, time]` at the codec's rate."""
-        self._check_input(x)
-        if x.shape[-1] == 0:
-            raise AudioError("the sound is empty; give at least one sample")
+        self._check_sound(x)
         codebooks = self.codebooks_for(bandwidth_kbps)
         block = BLOCK_FRAMES * self.hop_samples
         if not self.streams or x.shape[-1] <= block:
@@ -194,7 +192,7 @@ class Encodec(EncodecCore, StreamingModule):
         """Sounds `[batch, channels, frames * hop]`, with the padding of the last frame."""
         self._check_tokens(tokens)
         if tokens.shape[-1] == 0:
-            return next(self.parameters()).new_zeros(tokens.shape[0], self.channels, 0)
+            return self._no_sound(tokens)
         if not self.streams or tokens.shape[-1] <= BLOCK_FRAMES:
             return self.decoder(self.quantizer.decode(tokens))
         state = self.init_state(tokens.shape[0])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sonorant.audio import Audio
 from sonorant.codec.encodec import EncodecConfig, EncodecCore, common_count
 from sonorant.codec.encoded import Encoded, join
-from sonorant.errors import AudioError, ConfigError, ShapeError
+from sonorant.errors import ConfigError, ShapeError
 from sonorant.nn.state import State, StreamingModule
 
 VOLUME_FLOOR = 1e-8  # the published package; keeps silence from dividing by zero
@@ -64,9 +64,7 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
     @torch.no_grad()
     def encode_batch(self, x: Tensor, bandwidth_kbps: float | None = None) -> Encoded:
         """Tokens and volumes of sounds `[batch, channels, time]` at the codec's rate."""
-        self._check_input(x)
-        if x.shape[-1] == 0:
-            raise AudioError("the sound is empty; give at least one sample")
+        self._check_sound(x)
         stride = self.stride_samples or x.shape[-1]
         segments = [
             x[..., index * stride :][..., :length]

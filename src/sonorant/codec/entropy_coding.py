@@ -29,19 +29,32 @@ from sonorant.nn.transformer import Transformer, TransformerConfig
 CONTEXT_SECONDS = 3.5  # how far the model looks back (section 3.3)
 
 
-def _published(frame_rate: int) -> TransformerConfig:
-    """Section 3.3: 5 layers, 8 heads, 200 channels, 800 in the feed-forward part."""
+def published_kind(
+    width: int, layers: int, heads: int, hidden: int, frame_rate: int
+) -> TransformerConfig:
+    """A transformer as the published models have it: post-norm, sinusoidal positions, biases."""
     return TransformerConfig(
-        width=200,
-        layers=5,
-        heads=8,
-        hidden=800,
+        width=width,
+        layers=layers,
+        heads=heads,
+        hidden=hidden,
         norm_order="post",
         position="sinusoidal",
         bias=True,
         context=int(CONTEXT_SECONDS * frame_rate) + 1,
         live_chunk=1,
     )
+
+
+def is_published_kind(config: TransformerConfig) -> bool:
+    """Whether a transformer is of that kind, whatever its sizes."""
+    kind = (config.norm_order, config.position, config.norm, config.feed_forward, config.bias)
+    return kind == ("post", "sinusoidal", "layer_norm", "gelu", True) and config.context is not None
+
+
+def _published(frame_rate: int) -> TransformerConfig:
+    """Section 3.3: 5 layers, 8 heads, 200 channels, 800 in the feed-forward part."""
+    return published_kind(200, 5, 8, 800, frame_rate)
 
 
 class EntropyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

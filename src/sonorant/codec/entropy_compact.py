@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonorant.codec.entropy_coding import CONTEXT_SECONDS, EntropyCore
+from sonorant.codec.entropy_coding import EntropyCore, published_kind
 from sonorant.errors import ConfigError
 from sonorant.nn.state import State
 from sonorant.nn.transformer import TransformerConfig
@@ -27,17 +27,7 @@ from sonorant.nn.transformer import TransformerConfig
 
 def _small() -> TransformerConfig:
     """What leaves 16 codebooks of 1024 tokens below 3 MB in fp16."""
-    return TransformerConfig(
-        width=128,
-        layers=3,
-        heads=4,
-        hidden=512,
-        norm_order="post",
-        position="sinusoidal",
-        bias=True,
-        context=int(CONTEXT_SECONDS * 75) + 1,
-        live_chunk=1,
-    )
+    return published_kind(width=128, layers=3, heads=4, hidden=512, frame_rate=75)
 
 
 class CompactEntropyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sonorant.codec.bits import Tokens
-from sonorant.codec.entropy_coding import EntropyCore, EntropyModel
+from sonorant.codec.entropy_coding import EntropyCore, EntropyModel, is_published_kind
 from sonorant.codec.entropy_compact import CompactEntropyModel
 from sonorant.codec.exact_functions import (
     Floats,
@@ -299,8 +299,7 @@ def _cut(x: Floats, largest: float = LARGEST) -> Floats:
 def _check(model: EntropyCore) -> None:
     """Whether every sum stays exact. Raises: ConfigError."""
     config = model.config.transformer
-    kind = (config.norm_order, config.position, config.norm, config.feed_forward, config.bias)
-    if kind != ("post", "sinusoidal", "layer_norm", "gelu", True) or config.context is None:
+    if not is_published_kind(config):
         raise ConfigError(
             "an entropy model codes containers only if its transformer is of the published kind: "
             "post-norm, sinusoidal positions, layer norm, GELU, biases, and a context"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sonorant.codec.entropy_coding import EntropyModel
+from sonorant.codec.entropy_coding import EntropyModel, is_published_kind
 from sonorant.errors import ConfigError
 from sonorant.nn.positions import sinusoidal
 from sonorant.nn.transformer import PreNormLayer
@@ -29,8 +29,7 @@ class PublishedProbabilities:
 
     def __init__(self, model: EntropyModel) -> None:
         config = model.config.transformer
-        kind = (config.norm_order, config.position, config.norm, config.feed_forward, config.bias)
-        if kind != ("post", "sinusoidal", "layer_norm", "gelu", True) or config.context is None:
+        if not is_published_kind(config):
             raise ConfigError("only entropy models of the published kind can code .ecdc files")
         self._model = model
         self._position = 0

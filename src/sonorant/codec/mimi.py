@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sonorant.audio import Audio
 from sonorant.codec.codec import Codec
 from sonorant.codec.encoded import Encoded
-from sonorant.errors import AudioError, ConfigError, ShapeError
+from sonorant.errors import ConfigError, ShapeError
 from sonorant.model import SkipInitialization
 from sonorant.nn.conv import ConvStyle, StreamingConv1d, StreamingConvTranspose1d
 from sonorant.nn.linear import PackReport, lay_out_by_input
@@ -209,9 +209,7 @@ class Mimi(Codec, StreamingModule):
 
         The end is padded with zeros to a whole frame.
         """
-        self._check_input(x)
-        if x.shape[-1] == 0:
-            raise AudioError("the sound is empty; give at least one sample")
+        self._check_sound(x)
         codebooks = self.codebooks_for(bandwidth_kbps)
         state = init_state(self.encoder, x.shape[0])
         latent = self.encoder.run_in_blocks(
@@ -237,9 +235,6 @@ class Mimi(Codec, StreamingModule):
 
     def _whole_frames(self, x: Tensor) -> Tensor:
         return nn.functional.pad(x, (0, -x.shape[-1] % self.hop_samples))
-
-    def _no_sound(self, tokens: Tensor) -> Tensor:
-        return next(self.parameters()).new_zeros(tokens.shape[0], self.channels, 0)
 
     # -- live ---------------------------------------------------------------------------------
 

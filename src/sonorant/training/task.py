@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from sonorant.audio import Audio
 from sonorant.errors import CheckpointError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
-
-    from sonorant.audio import Audio
 
 Metrics = Mapping[str, Tensor | float]
 
@@ -183,3 +182,12 @@ class Task(ABC):
         """Restore what `extra_state` gave."""
         if state:
             raise CheckpointError(f"{type(self).__name__} cannot restore {sorted(state)}")
+
+
+def numbered_sounds(versions: Mapping[str, Tensor], sample_rate: int) -> dict[str, Audio]:
+    """Sounds to log, by `INDEX_VERSION`: all rows of `[batch, channels, time]` of all versions."""
+    return {
+        f"{index}_{name}": Audio(sound.clamp(-1, 1).cpu(), sample_rate)
+        for name, sounds in versions.items()
+        for index, sound in enumerate(sounds)
+    }
