@@ -384,7 +384,7 @@ def export_original(model: MultiBandDiffusion, folder: Path) -> None:
     Raises: DependencyError without OmegaConf, whose objects the layout holds.
     """
     try:
-        from omegaconf import OmegaConf  # type: ignore[import-not-found]
+        from omegaconf import OmegaConf
     except ImportError as error:
         raise DependencyError(
             "this layout holds OmegaConf's objects; pip install omegaconf"
