@@ -14,6 +14,7 @@ from sonorant.codec.encodec import (
     BLOCK_FRAMES,
     ENCODEC_24KHZ,
     ENCODEC_48KHZ,
+    WHOLE_FRAMES,
     Encodec,
     EncodecConfig,
     EncodecCore,
@@ -107,7 +108,7 @@ def test_live_equals_offline_for_any_chunking(name: str, sizes: list[int], rest:
 
 def test_long_sounds_in_blocks_equal_the_whole() -> None:
     model = tiny()
-    x = sound(1, (2 * BLOCK_FRAMES + 7) * HOP + 3)
+    x = sound(1, (WHOLE_FRAMES + BLOCK_FRAMES + 7) * HOP + 3)
     with torch.no_grad():
         whole = model.quantizer.encode(model.encoder(x))
         assert torch.equal(model.encode_batch(x).tokens, whole)
@@ -130,7 +131,7 @@ def test_the_exact_start_waits_for_the_widest_reflection(changes: dict[str, int]
 
 def test_a_model_that_trims_on_the_left_works_offline_only() -> None:
     model = tiny(trim_right_ratio=0.5)
-    x = sound(1, (BLOCK_FRAMES + 20) * HOP)
+    x = sound(1, (WHOLE_FRAMES + 20) * HOP)
     assert model.decode_batch(model.encode_batch(x)).shape == x.shape
     with pytest.raises(ConfigError, match="cannot run live"):
         model.init_state()

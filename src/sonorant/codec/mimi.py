@@ -36,7 +36,7 @@ from sonorant.nn.transformer import Transformer, TransformerConfig
 
 # The layers at high rates work on so many frames at once, so that what they make stays in the
 # processor's cache (benchmarks/mimi.py).
-BLOCK_FRAMES = 12
+BLOCK_FRAMES = 48
 # Convolutions from this many weights on spend live steps in reading them.
 LARGE_CONV = 2**18
 

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# The passes over a sound go over so many samples in turn, which stay in the processor's cache
+# between them (measured).
+PIECE_SAMPLES = 2**17
+
 
 class ELU(nn.Module):
     """x for x > 0, else alpha * (exp(x) - 1). Shape: any.
@@ -31,8 +35,13 @@ class ELU(nn.Module):
         """Write the result into `out`, of the shape of `x`; not for training."""
         if not self._is_quick(x):
             return out.copy_(F.elu(x, self.alpha))
-        torch.exp(x, out=out).sub_(1)
-        return torch.clamp(x, min=x.new_zeros(()), max=out, out=out)
+        longest = max(range(x.dim()), key=x.shape.__getitem__)
+        piece = max(1, PIECE_SAMPLES * x.shape[longest] // max(1, x.numel()))
+        zero = x.new_zeros(())
+        for part, result in zip(x.split(piece, longest), out.split(piece, longest), strict=True):
+            torch.exp(part, out=result).sub_(1)
+            torch.clamp(part, min=zero, max=result, out=result)
+        return out
 
     def _is_quick(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and self.alpha == 1

@@ -109,8 +109,14 @@ class StreamingSequence(nn.Module):
 
     def run_split(self, x: Tensor, state: State, first: int, end: int, block: int) -> Tensor:
         """The same on `block` samples at a time."""
-        parts = [self.run(part, state, first, end) for part in x.split(block, dim=-1)]
-        return torch.cat(parts, dim=-1)
+        return _joined([self.run(part, state, first, end) for part in x.split(block, dim=-1)])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Parts of one sound in a row, laid out in memory as they are: by time where that is quick."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -242,7 +248,7 @@ class SEANetEncoder(StreamingSequence):
         for part in x.split(SLOW_STAGE_BLOCKS * block, dim=-1):
             part = self.run_split(part, state, 0, fast, block)
             parts.append(self.run(part, state, fast, strided))
-        return self.run(torch.cat(parts, dim=-1), state, strided, len(self.layers))
+        return self.run(_joined(parts), state, strided, len(self.layers))
 
 
 class SEANetDecoder(StreamingSequence):
@@ -295,4 +301,4 @@ class SEANetDecoder(StreamingSequence):
             parts.append(
                 self.run_split(part, state, slow, len(self.layers), block * self.slow_ratio)
             )
-        return torch.cat(parts, dim=-1)
+        return _joined(parts)
