@@ -1,8 +1,7 @@
-"""The theorems' bounds: recorded values, their relations, and measured runs below them."""
+"""The theorems' bounds: their relations, and measured runs below them; recorded values are a
+parity case."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,40 +15,11 @@ from sonorant.optim.certificates import (
     adagrad_momentum_bound,
     adam_bound,
     adam_momentum_bound,
-    effective_steps,
     finite_horizon,
     iterate_probabilities,
 )
 
-CASES = json.loads(
-    (
-        Path(__file__).parent.parent / "fixtures" / "code-and-theory" / "optim-bounds/cases.json"
-    ).read_text()
-)
 PROBLEM = Problem(dimension=5, gradient_bound=1.0, smoothness=0.5, gap=2.0)
-
-
-@pytest.mark.parametrize("case", CASES["bounds"])
-def test_bounds_are_the_recorded_ones(case: dict[str, float]) -> None:
-    problem = Problem(int(case["d"]), case["R"], case["L"], case["F0_minus_Fstar"])
-    steps, lr, eps = int(case["N"]), case["alpha"], case["eps"]
-    beta1, beta2 = case["beta1"], case["beta2"]
-    computed = {
-        "N_tilde": lambda: effective_steps(steps, beta1),
-        "theorem1": lambda: adagrad_bound(problem, steps, lr, eps),
-        "theorem2": lambda: adam_bound(problem, steps, lr, beta2, eps),
-        "theorem3": lambda: adagrad_momentum_bound(problem, steps, lr, beta1, eps),
-        "theorem4": lambda: adam_momentum_bound(problem, steps, lr, (beta1, beta2), eps),
-    }
-    for name in computed.keys() & case.keys():
-        assert computed[name]() == pytest.approx(case[name], rel=1e-12)
-
-
-@pytest.mark.parametrize("case", CASES["tau_distribution"])
-def test_iterate_probabilities_are_the_recorded_ones(case: dict[str, object]) -> None:
-    ours = iterate_probabilities(case["N"], case["beta1"])  # type: ignore[arg-type]
-    recorded = torch.tensor(case["prob"], dtype=torch.float64)
-    torch.testing.assert_close(ours, recorded, rtol=1e-12, atol=0)
 
 
 def test_a_finite_horizon_gives_adagrads_bound_with_little_more() -> None:

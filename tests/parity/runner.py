@@ -1,9 +1,10 @@
 """Compare our modules with recorded runs of the published packages.
 
 A case is a folder with `config.json`, `io.safetensors` (inputs, outputs and intermediates of the
-published package), usually `weights.safetensors`, and a `README.md` that states the tolerance.
-An adapter computes every recorded tensor with our code. It is chosen by the longest stem that the
-folder's name begins with; everything else is read from the case itself.
+published package), usually `weights.safetensors`, and a `README.md` that states the tolerance. A
+case of bare numbers may have them all in `cases.json` instead; each is recorded under its path,
+such as `bounds.0.theorem1`. An adapter computes every recorded tensor with our code. It is chosen
+by the longest stem that the folder's name begins with; everything else is read from the case.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.parity import adapters
 
 Adapter = Callable[["Case"], dict[str, Tensor]]
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)"
+_ZERO_SHARE = 1e-3  # of a relative tolerance, as the absolute one: what rounding leaves of a zero
 
 
 class UnknownCaseError(Exception):
@@ -48,11 +50,18 @@ class Case:
     def read(cls, folder: Path) -> Case:
         weights = folder / "weights.safetensors"
         readme = folder / "README.md"
+        numbers = folder / "cases.json"
+        if numbers.exists():
+            config = json.loads(numbers.read_text())
+            io = dict(_numbers_in(config, ""))
+        else:
+            config = json.loads((folder / "config.json").read_text())
+            io = load_file(folder / "io.safetensors")
         return cls(
             folder=folder,
-            config=json.loads((folder / "config.json").read_text()),
+            config=config,
             weights=load_file(weights) if weights.exists() else {},
-            io=load_file(folder / "io.safetensors"),
+            io=io,
             readme=readme.read_text() if readme.exists() else "",
         )
 
@@ -72,7 +81,8 @@ class Case:
 
     @property
     def tolerance(self) -> tuple[float, float]:
-        """(relative, absolute) as the README states them: `rtol X`, `atol Y` or one number."""
+        """(relative, absolute) as the README states them: `rtol X`, `atol Y`, `relative X`, or one
+        number for both."""
         return _tolerance_in(self.readme[self.readme.lower().rfind("tolerance") :])
 
     def tolerance_of(self, name: str) -> tuple[float, float]:
@@ -93,9 +103,30 @@ def _tolerance_in(text: str) -> tuple[float, float]:
             float(relative.group(1)) if relative else 0.0,
             float(absolute.group(1)) if absolute else 1e-7,
         )
-    bare = re.search("[Tt]olerance:? " + _NUMBER, text)
+    if alone := re.search("[Tt]olerance:? relative " + _NUMBER, text):
+        return float(alone.group(1)), float(alone.group(1)) * _ZERO_SHARE
+    bare = re.search(r"[Tt]olerance.*?([0-9](?:\.[0-9]+)?e-[0-9]+)", text, re.DOTALL)
     both = float(bare.group(1)) if bare else 1e-5
     return both, both
+
+
+def _numbers_in(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Every number, and every list of numbers as one tensor, under its path."""
+    is_list = isinstance(value, list) and value and all(map(_is_number, value))
+    if _is_number(value) or is_list:
+        values = value if isinstance(value, list) else [value]
+        whole = all(isinstance(number, int) for number in values)
+        yield path, torch.tensor(value, dtype=torch.int64 if whole else torch.float64)
+    elif isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _numbers_in(item, f"{path}.{name}" if path else str(name))
+    else:
+        raise UnknownCaseError(f"{path} is {value!r}, and only numbers can be compared")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 @dataclass(frozen=True)

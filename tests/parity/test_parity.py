@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parity.runner import Case, compare, find_adapter, run_case
+from tests.parity.runner import Case, UnknownCaseError, compare, find_adapter, run_case
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-CASES = sorted(path.parent for path in FIXTURES.glob("*/*/io.safetensors"))
+CASES = sorted(
+    path.parent
+    for name in ("io.safetensors", "cases.json")
+    for path in FIXTURES.glob(f"*/*/{name}")
+)
 
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
@@ -28,11 +32,26 @@ def test_the_longest_stem_decides() -> None:
         ("Tolerance: audio rtol 1e-4 atol 1e-5; codes exact", (1e-4, 1e-5)),
         ("Tolerance 2e-5 (more for FFT).", (2e-5, 2e-5)),
         ("Tolerance rtol 1e-4.", (1e-4, 1e-7)),
+        ("Tolerance: exact for integers, 1e-6 for floats.", (1e-6, 1e-6)),
+        ("Tolerance: relative 1e-12 (float64).", (1e-12, 1e-15)),
     ],
 )
 def test_tolerance_is_read_from_the_readme(readme: str, expected: tuple[float, float]) -> None:
     case = Case(Path("x"), {}, {}, {}, readme)
     assert case.tolerance == expected
+
+
+def test_numbers_of_a_case_are_recorded_under_their_path(tmp_path: Path) -> None:
+    text = '{"bounds": [{"steps": 3, "value": 0.1}], "chances": [0.5, 1]}'
+    (tmp_path / "cases.json").write_text(text)
+    recorded = Case.read(tmp_path).io
+    assert recorded.keys() == {"bounds.0.steps", "bounds.0.value", "chances"}
+    assert not recorded["bounds.0.steps"].is_floating_point()
+    assert recorded["bounds.0.value"].item() == 0.1
+    assert recorded["chances"].tolist() == [0.5, 1.0]
+    (tmp_path / "cases.json").write_text('{"name": "text"}')
+    with pytest.raises(UnknownCaseError, match="only numbers"):
+        Case.read(tmp_path)
 
 
 def test_a_tensor_may_follow_a_clause_of_its_own() -> None:
