@@ -1,7 +1,7 @@
 """What a name or path leads to: a system, its config and its tensors.
 
 Our own layout is a folder with `config.json`, {"format_version": 1, "system": "encodec",
-"name": ..., "config": {...}}, and `model.safetensors`.
+"name": ..., "config": {...}}, and `model.safetensors`; or one such file with that config inside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from sonorant.errors import CheckpointError
 from sonorant.hub.fetch import fetch_files, fetch_first, fetch_repository
 from sonorant.hub.table import LayoutEntry, ModelEntry, known, resolve
-from sonorant.hub.tensors import read_tensors
+from sonorant.hub.tensors import read_metadata, read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -29,6 +29,10 @@ WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 """What transformers calls the weights, the better format first."""
 WEIGHTS_SUFFIXES = (".safetensors", ".bin")
 FORMAT_VERSION = 1
+CONFIG_KEY = "sonorant_config"
+"""In a safetensors file's metadata: what `config.json` holds, for files without one beside them."""
+PACKING_KEY = "sonorant_packing"
+"""In a safetensors file's metadata: how its weights are packed."""
 HUB_NAME = r"(?!sonorant/)[\w-][\w.-]*/[\w.-]+"
 """owner/name; our own models are all in the table."""
 
@@ -115,6 +119,8 @@ def _open_file(path: Path) -> Checkpoint:
             return _read_entry(entry, [path])
     if path.suffix in WEIGHTS_SUFFIXES and path.with_name(CONFIG_FILE).is_file():
         return _read_described(path.with_name(CONFIG_FILE), path)
+    if path.suffix in WEIGHTS_SUFFIXES and CONFIG_KEY in (said := read_metadata(path)):
+        return _read_weights(_saved_config(said[CONFIG_KEY].encode(), path), path, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     for entry in entries:
@@ -182,37 +188,62 @@ def _model_type(config_path: Path) -> str | None:
 
 def _read_saved(config_path: Path, weights_path: Path, name: str | None = None) -> Checkpoint:
     try:
-        saved = msgspec.json.decode(config_path.read_bytes(), type=SavedConfig)
+        text = config_path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"{config_path.parent} is not a saved model: cannot read {CONFIG_FILE} "
             f"({error.strerror})"
         ) from error
+    return _read_weights(_saved_config(text, config_path), weights_path, config_path, name)
+
+
+def _saved_config(text: bytes, source: Path) -> SavedConfig:
+    try:
+        saved = msgspec.json.decode(text, type=SavedConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{config_path} is not a Sonorant model's config: {error}") from error
+        raise CheckpointError(f"{source} is not a Sonorant model's config: {error}") from error
     if saved.format_version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{config_path} has format version {saved.format_version}; this Sonorant reads "
+            f"{source} has format version {saved.format_version}; this Sonorant reads "
             f"{FORMAT_VERSION}, install the version that wrote it or a newer one"
         )
-    tensors = read_tensors(weights_path)
-    return Checkpoint(saved.system, name or saved.name, saved.config, tensors, str(config_path))
+    return saved
 
 
-def write_checkpoint(folder: str | Path, saved: SavedConfig, tensors: Mapping[str, Tensor]) -> None:
+def _read_weights(
+    saved: SavedConfig, weights_path: Path, source: Path, name: str | None = None
+) -> Checkpoint:
+    """Read weights in our own layout, packed or plain."""
+    is_packed = PACKING_KEY in read_metadata(weights_path)
+    read = resolve(str(known().unpack)) if is_packed else read_tensors
+    tensors = read(weights_path)
+    return Checkpoint(saved.system, name or saved.name, saved.config, tensors, str(source))
+
+
+def write_checkpoint(
+    folder: str | Path,
+    saved: SavedConfig,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a model in our own layout. What is there is replaced only once all is written.
 
+    metadata: what `model.safetensors` says beside its tensors.
     Raises: CheckpointError if the folder cannot be written.
     """
-    write_folder(folder, tensors, {CONFIG_FILE: saved})
+    write_folder(folder, tensors, {CONFIG_FILE: saved}, metadata)
 
 
 def write_folder(
-    folder: str | Path, tensors: Mapping[str, Tensor], documents: Mapping[str, Any]
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    documents: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write `model.safetensors` and, by their names, JSON files beside it.
 
     What is there is replaced only once all is written.
+    metadata: what `model.safetensors` says beside its tensors.
     Raises: CheckpointError if the folder cannot be written.
     """
     folder = Path(folder)
@@ -224,7 +255,8 @@ def write_folder(
             for name, content in documents.items():
                 text = msgspec.json.format(msgspec.json.encode(content), indent=2)
                 (part / name).write_bytes(text + b"\n")
-            save_file(dict(tensors), part / WEIGHTS_FILE, metadata={"format": "pt"})
+            said = {"format": "pt", **(metadata or {})}
+            save_file(dict(tensors), part / WEIGHTS_FILE, metadata=said)
             # safetensors lets nobody else read what it writes; the user's umask shall decide.
             shutil.copymode(part / next(iter(documents)), part / WEIGHTS_FILE)
             if folder.exists():

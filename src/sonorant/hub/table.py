@@ -94,6 +94,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     systems: dict[str, SystemEntry]
     models: dict[str, ModelEntry]
     layouts: dict[str, LayoutEntry] = {}
+    unpack: str | None = None
 
     def model(self, name: str) -> ModelEntry:
         """The entry of a known name. Raises: CheckpointError that lists similar names."""
@@ -130,7 +131,7 @@ def parse_table(text: str) -> Table:
             raise ConfigError(f"models.toml: {entry.name} names no layout: {entry.layout!r}")
         if entry.entropy is not None and entry.entropy not in models:
             raise ConfigError(f"models.toml: {entry.name} names no model: {entry.entropy!r}")
-    return Table(table.systems, models, table.layouts)
+    return Table(table.systems, models, table.layouts, table.unpack)
 
 
 @functools.cache

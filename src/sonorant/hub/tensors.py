@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
@@ -27,6 +27,21 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = _existing(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _pickled_tensors(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a `.safetensors` file says beside its tensors; nothing for other files.
+
+    Raises: CheckpointError for a missing, damaged or truncated file.
+    """
+    path = _existing(path)
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
