@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import sonorant
 from sonorant.codec.adversarial_training import AdversarySettings, LossWeights
+from sonorant.codec.decoder_training import DecoderOnly
 from sonorant.codec.encodec import Encodec, EncodecConfig
-from sonorant.codec.training import CodecSettings, CodecTask, DecoderOnly, StartSettings
+from sonorant.codec.training import CodecSettings, CodecTask, StartSettings
 from sonorant.data.dataset import SegmentConfig
 from sonorant.errors import ConfigError
 from sonorant.losses.msstft_discriminator import MSSTFTDiscriminatorConfig

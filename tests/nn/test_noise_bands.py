@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sonorant.nn.noise_bands import RECTIFIER_GAIN, NoiseBands, noise_bands, saturation
+from sonorant.nn.noise_bands import RECTIFIER_GAIN, NoiseBands, lstm_saturation, noise_bands
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_logarithm_gives_levels_back(bands: NoiseBands) -> None:
         level = 10 ** (decibels / 20)
         u = RECTIFIER_GAIN * level * normal
         rectified = (torch.nn.functional.elu(u) + torch.nn.functional.elu(-u)).sum(dim=1).mean()
-        logarithm = sum(float(saturation(rate * rectified)) for rate in bands.rates)
+        logarithm = sum(float(lstm_saturation(rate * rectified)) for rate in bands.rates)
         error = 20 / math.log(10) * (bands.slope * logarithm + bands.offset) - decibels
         assert abs(error) < 4  # dB
 

@@ -12,7 +12,7 @@ What differs between codecs is one forward pass, `AdversarialTask.attempt`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,12 +207,19 @@ class AdversarialTask(Task):
     def start_codebooks(self, batch: Tensor, segments: int) -> None:
         """Start the codebooks from more segments than one batch has."""
         data = self.data.training(CODEBOOK_SEED, segments)
-        latents = torch.cat(
-            [self.codec.to_latent(data[index][None].to(batch.device)) for index in range(segments)]
-        )
+
+        def sounds() -> Iterator[Tensor]:
+            return (data[index][None].to(batch.device) for index in range(segments))
+
+        latents = torch.cat([self.codec.to_latent(sound) for sound in sounds()])
+        self.before_codebooks(sounds(), latents)
         frames = self.codec.frames_of(batch.shape[-1])
         processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         self.codec.quantizer.initialize(latents, len(batch) * frames * processes)
+
+    def before_codebooks(self, sounds: Iterable[Tensor], latents: Tensor) -> None:
+        """Called once, before k-means, with the sounds `[1, channels, time]` that the codebooks
+        start from and their latents; for tasks that choose what is quantised."""
 
     def _train_discriminator(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, context: StepContext

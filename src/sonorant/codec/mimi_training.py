@@ -8,6 +8,7 @@ at all. Weights of transformers decay, others do not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -25,7 +26,9 @@ from sonorant.codec.adversarial_training import (
     Share,
     codec_to_train_on,
 )
+from sonorant.codec.decoder_training import DecoderOnly, attempt_decoder, decoder_optimizer
 from sonorant.codec.mimi import Mimi, MimiConfig
+from sonorant.codec.mimi_start import VocoderSettings, fit_projections, start_mimi
 from sonorant.codec.semantic_teachers import Teacher, TeacherSettings, WavLMSettings, make_teacher
 from sonorant.errors import ConfigError
 from sonorant.training.task import Metrics, StepContext
@@ -46,6 +49,9 @@ class MimiSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True,
     """The `settings` section of a Mimi recipe; the rest of it in `AdversarialSettings`.
 
     model: a model to train on, by name or path; it must have the recipe's codec config.
+    vocoder: first weights that pass sound through, and what the quantizer sees of it
+        (`sonorant.codec.mimi_start`); with `codebook_segments`, from which the latter is found.
+    decoder_only: leave the encoder and the codebooks as they start; None trains all.
     codebook_segments: training segments for the k-means start of the codebooks; 0 starts them from
         the first batch, as published.
     codebook_dropout: draw how many acoustic codebooks are in use; otherwise all are.
@@ -56,6 +62,8 @@ class MimiSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True,
 
     codec: MimiConfig = MimiConfig()
     model: str | None = None
+    vocoder: VocoderSettings | None = None
+    decoder_only: DecoderOnly | None = None
     codebook_segments: Natural = 0
     semantic: SemanticSettings = SemanticSettings()
     codebook_dropout: bool = True
@@ -73,6 +81,18 @@ class MimiSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True,
             raise ConfigError(
                 f"evaluated_codebooks must name some of this codec's 1 to {most}, "
                 f"got {list(self.evaluated_codebooks)}"
+            )
+        if self.vocoder is not None and (
+            not self.codebook_segments or self.semantic.teacher is None or self.model is not None
+        ):
+            raise ConfigError(
+                "the vocoder start finds the codebooks' spaces from codebook_segments and a "
+                "semantic.teacher; give both, and no model"
+            )
+        if self.decoder_only is not None and not (self.model or self.codebook_segments):
+            raise ConfigError(
+                "with decoder_only codebooks do not learn; give codebook_segments or model, so "
+                "that they have codewords"
             )
 
 
@@ -95,7 +115,7 @@ class MimiTask(AdversarialTask):
             teacher = make_teacher(chosen, codec.sample_rate, codec.hop_samples)
         self.teacher = teacher
         self.student: nn.Linear | None = None
-        if teacher is not None:
+        if teacher is not None and settings.decoder_only is None:
             self.student = nn.Linear(settings.codec.seanet.dimension, teacher.dimensions)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -104,6 +124,9 @@ class MimiTask(AdversarialTask):
 
     def codec_optimizer(self, rate: float, betas: tuple[float, float]) -> Optimizer:
         codec = self.codec
+        if self.settings.decoder_only is not None:
+            before = [codec.decoder_transformer]
+            return decoder_optimizer(codec.decoder, before, self.settings.decoder_only, rate, betas)
         transformers = nn.ModuleList([codec.encoder_transformer, codec.decoder_transformer])
         decaying = list(transformers.parameters())
         known = {id(parameter) for parameter in decaying}
@@ -120,6 +143,8 @@ class MimiTask(AdversarialTask):
         settings = self.settings
         if context.step == 0 and settings.codebook_segments:
             self.start_codebooks(batch, settings.codebook_segments)
+        if settings.decoder_only is not None:
+            return attempt_decoder(self.codec, batch, self._draw_codebooks(context), 0)
         bypass = torch.rand(len(batch), device=batch.device) < settings.bypass
         reconstruction, semantic, commitment = self.codec(
             batch, self._draw_codebooks(context), bypass
@@ -131,6 +156,14 @@ class MimiTask(AdversarialTask):
             penalty = penalty + distance * settings.semantic.weight
             metrics["semantic"] = distance.detach()
         return Attempt(reconstruction, penalty, 0, metrics)
+
+    def before_codebooks(self, sounds: Iterable[Tensor], latents: Tensor) -> None:
+        """Find what the codebooks quantise, if the codec starts as a vocoder."""
+        if self.settings.vocoder is None:
+            return
+        assert self.teacher is not None
+        features = torch.cat([self.teacher(sound) for sound in sounds])
+        fit_projections(self.codec, latents, features, self.settings.vocoder.semantic_dimensions)
 
     def _draw_codebooks(self, context: StepContext) -> int:
         """At least one acoustic codebook beside the semantic ones."""
@@ -166,5 +199,8 @@ class MimiTask(AdversarialTask):
 def first_mimi(settings: MimiSettings) -> Mimi:
     """The codec that training starts from; raises as `codec_to_train_on`."""
     if settings.model is None:
-        return Mimi(settings.codec)
+        codec = Mimi(settings.codec)
+        if settings.vocoder is not None:
+            start_mimi(codec, settings.vocoder)
+        return codec
     return codec_to_train_on(Mimi, settings.model, settings.codec)

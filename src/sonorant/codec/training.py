@@ -6,13 +6,11 @@ batch; the rest is the training that all codecs share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import msgspec
-import torch
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from sonorant.codec.adversarial_training import (
     AdversarialSettings,
@@ -20,10 +18,10 @@ from sonorant.codec.adversarial_training import (
     Attempt,
     codec_to_train_on,
 )
+from sonorant.codec.decoder_training import DecoderOnly, attempt_decoder, decoder_optimizer
 from sonorant.codec.encodec import Encodec, EncodecConfig
 from sonorant.codec.independence_training import IndependencePromoter, IndependenceSettings
 from sonorant.errors import ConfigError
-from sonorant.nn.conv import StreamingConvTranspose1d
 from sonorant.nn.seanet_start import start_as_transform
 from sonorant.training.task import StepContext
 
@@ -43,16 +41,6 @@ class StartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transform: bool = False
     noise_bands: Annotated[int, msgspec.Meta(ge=0)] = 0
     codebook_segments: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
-class DecoderOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Training of the decoder's weights alone. Biases stay too: what they drift sounds in silence.
-
-    first_layers_rate: factor of the learning rate for what lies before the first upsampling, which
-        all later layers amplify.
-    """
-
-    first_layers_rate: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
 
 class CodecSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -101,30 +89,17 @@ class CodecTask(AdversarialTask):
         drawn = self.draw_bandwidth(context)
         codebooks = self.codec.codebooks_for(self.bandwidths[drawn])
         if self.settings.decoder_only is not None:
-            return self._attempt_decoder(batch, codebooks, drawn)
+            return attempt_decoder(self.codec, batch, codebooks, drawn)
         reconstruction, _, penalty = self.codec(batch, codebooks)
         metrics: dict[str, Tensor | float] = {"commitment": penalty.detach()}
         if self.independence is not None:
             metrics |= self.independence.backward(self.codec, batch)
         return Attempt(reconstruction, penalty * self.settings.commitment_weight, drawn, metrics)
 
-    def _attempt_decoder(self, batch: Tensor, codebooks: int, drawn: int) -> Attempt:
-        with torch.no_grad():
-            latent = self.codec.to_latent(batch)
-            quantized = self.codec.quantizer.decode(self.codec.quantizer.encode(latent, codebooks))
-        reconstruction = self.codec.from_latent(quantized)[..., : batch.shape[-1]]
-        error = (quantized - latent).square().mean()
-        return Attempt(reconstruction, None, drawn, {"commitment": error})
-
     def codec_optimizer(self, rate: float, betas: tuple[float, float]) -> Optimizer:
         if self.settings.decoder_only is None:
             return super().codec_optimizer(rate, betas)
-        layers = list(self.codec.decoder.layers)
-        upsampling = [isinstance(layer, StreamingConvTranspose1d) for layer in layers].index(True)
-        first, later = _weights(layers[:upsampling]), _weights(layers[upsampling:])
-        first_rate = rate * self.settings.decoder_only.first_layers_rate
-        groups: list[dict[str, Any]] = [{"params": later}, {"params": first, "lr": first_rate}]
-        return Adam(groups, rate, betas, fused=True)
+        return decoder_optimizer(self.codec.decoder, [], self.settings.decoder_only, rate, betas)
 
     def extra_state(self) -> dict[str, Any]:
         state = super().extra_state()
@@ -136,12 +111,6 @@ class CodecTask(AdversarialTask):
         super().load_extra_state(state)
         if self.independence is not None:
             self.independence.load_state_dict(state["independence"])
-
-
-def _weights(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """The parameters without the biases."""
-    named = (item for layer in layers for item in layer.named_parameters())
-    return [parameter for name, parameter in named if "bias" not in name]
 
 
 def first_codec(settings: CodecSettings) -> Encodec:

@@ -16,6 +16,7 @@ Own method.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,17 +63,21 @@ class NoiseBands:
             filters += [shape * phase.cos() / gain, shape * phase.sin() / gain]
         return torch.stack(filters)
 
+    def noise(self, length: int, seed: int = 0) -> Tensor:
+        """Noise in each band, `[bands, length]`, of root mean square 1, that can be repeated."""
+        noise = torch.randn(self.count, length, generator=torch.Generator().manual_seed(seed))
+        spectrum = torch.fft.rfft(noise)
+        frequencies = torch.fft.rfftfreq(length, 1 / self.sample_rate)
+        for band, (low, high) in enumerate(zip(self.edges_hz, self.edges_hz[1:], strict=False)):
+            spectrum[band] *= (frequencies >= low) & (frequencies < high)
+        noise = torch.fft.irfft(spectrum, n=length)
+        return noise / noise.square().mean(dim=1, keepdim=True).sqrt()
+
     def carriers(self, hop: int, fade: int) -> Tensor:
         """Noise in each band, `[bands, 2 * hop]`, of root mean square 1, for the frame of `hop`
         samples that is being decoded and the start of the next: it fades in and out over `fade`
         samples, so that the carriers of neighbouring frames join."""
-        noise = torch.randn(self.count, 2 * hop, generator=torch.Generator().manual_seed(0))
-        spectrum = torch.fft.rfft(noise)
-        frequencies = torch.fft.rfftfreq(2 * hop, 1 / self.sample_rate)
-        for band, (low, high) in enumerate(zip(self.edges_hz, self.edges_hz[1:], strict=False)):
-            spectrum[band] *= (frequencies >= low) & (frequencies < high)
-        noise = torch.fft.irfft(spectrum, n=2 * hop)
-        noise /= noise.square().mean(dim=1, keepdim=True).sqrt()
+        noise = self.noise(2 * hop)
         angle = (torch.arange(fade) + 0.5) / fade * (math.pi / 2)
         window = torch.ones(2 * hop)
         window[:fade] = angle.sin()
@@ -81,13 +86,33 @@ class NoiseBands:
         return noise * window
 
 
-def noise_bands(count: int, lowest_hz: float, sample_rate: float) -> NoiseBands:
-    """`count` bands from `lowest_hz` to almost half the sample rate."""
+def lstm_saturation(x: Tensor) -> Tensor:
+    """What an LSTM with open gates makes of its input at once."""
+    return torch.tanh(torch.tanh(x))
+
+
+def elu_saturation(x: Tensor) -> Tensor:
+    """What an ELU makes of it, both with their signs turned."""
+    return -torch.expm1(-x)
+
+
+def noise_bands(
+    count: int,
+    lowest_hz: float,
+    sample_rate: float,
+    saturation: Callable[[Tensor], Tensor] = lstm_saturation,
+) -> NoiseBands:
+    """`count` bands from `lowest_hz` to almost half the sample rate.
+
+    saturation: what the network's terms of the logarithm are, of a rate times a level.
+    """
     edges = mel_frequencies(count + 1, lowest_hz, HIGHEST * sample_rate / 2)
-    return NoiseBands(tuple(edges.tolist()), sample_rate, *_logarithm())
+    return NoiseBands(tuple(edges.tolist()), sample_rate, *_logarithm(saturation))
 
 
-def _logarithm() -> tuple[tuple[float, ...], float, float]:
+def _logarithm(
+    saturation: Callable[[Tensor], Tensor],
+) -> tuple[tuple[float, ...], float, float]:
     """Rates, slope and offset (see `NoiseBands`) for Gaussian noise at the detectors."""
     decibels = torch.arange(QUIETEST_DB, LOUDEST_DB, 2.5, dtype=torch.float64)
     levels = 10 ** (decibels / 20)
@@ -97,11 +122,6 @@ def _logarithm() -> tuple[tuple[float, ...], float, float]:
     unknowns = torch.stack([terms.sum(dim=0), torch.ones_like(levels)], dim=1)
     slope, offset = torch.linalg.lstsq(unknowns, levels.log()[:, None]).solution[:, 0].tolist()
     return rates, slope, offset
-
-
-def saturation(x: Tensor) -> Tensor:
-    """What an LSTM with open gates makes of its input at once."""
-    return torch.tanh(torch.tanh(x))
 
 
 def _rectified(levels: Tensor) -> Tensor:

@@ -19,22 +19,26 @@ Own method. The cosine transform is the DCT-II, orthonormal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from sonorant.errors import ConfigError
 from sonorant.nn.conv import StreamingConv1d, StreamingConvTranspose1d
 from sonorant.nn.lstm import SkipLSTM
 from sonorant.nn.noise_bands import RATES, RECTIFIER_GAIN, NoiseBands, noise_bands
 from sonorant.nn.seanet import ResidualBlock, SEANetConfig, SEANetDecoder, SEANetEncoder
+from sonorant.nn.weight_setting import (
+    SIGNAL_SCALE,
+    cosines_of,
+    let_through,
+    next_layer,
+    paired,
+    set_weight,
+    silence_biases,
+    spread_out,
+)
 
-Layer = TypeVar("Layer", bound=nn.Module)
-
-SIGNAL_SCALE = 0.2  # of samples inside the network: small enough for the ELU, as above
 COEFFICIENT_SCALE = 0.125  # of coefficients beside samples: a steady tone adds up over one hop
 TILT_BANDS = 16  # coefficients after which the latent's emphasis of high ones has doubled in power
 BRANCH_SCALE = 1e-3  # what residual branches first add to the channels of the signal
@@ -67,9 +71,9 @@ def start_as_transform(
     deepest = config.base_filters * 2 ** len(config.ratios)
     kept = min(config.dimension - bands, deepest // 2)
     _check(config, kept, bands)
-    cosines = _cosines(kept, hop)
+    cosines = cosines_of(kept, hop)
     for module in (encoder, decoder):
-        _silence(module)
+        silence_biases(module)
     # Latents are of the size of the coefficients themselves, high ones raised.
     tilt = torch.sqrt(1 + torch.arange(kept) / TILT_BANDS) / (COEFFICIENT_SCALE * SIGNAL_SCALE)
     noise = noise_bands(bands, kept / hop * sample_rate / 2, sample_rate) if bands else None
@@ -99,15 +103,6 @@ def _check(config: SEANetConfig, kept: int, bands: int) -> None:
         raise ConfigError(f"noise bands need one LSTM layer, not {config.lstm_layers}")
 
 
-def _cosines(count: int, length: int) -> Tensor:
-    """The lowest `count` rows of the orthonormal DCT-II, `[count, length]`."""
-    rows = torch.arange(count)[:, None]
-    columns = torch.arange(length)[None]
-    basis = torch.cos(math.pi / length * (columns + 0.5) * rows) * math.sqrt(2 / length)
-    basis[0] /= math.sqrt(2)
-    return basis
-
-
 def _start_encoder(
     encoder: SEANetEncoder,
     config: SEANetConfig,
@@ -118,22 +113,24 @@ def _start_encoder(
     layers = iter(encoder.layers)
     samples, detectors = 1, 0
     first = torch.full((1, 1, 1), SIGNAL_SCALE)
-    _pass(_next(layers, StreamingConv1d), torch.cat([first, -first]), config.kernel_size - 1)
+    let_through(
+        next_layer(layers, StreamingConv1d), torch.cat([first, -first]), config.kernel_size - 1
+    )
     ratios = tuple(reversed(config.ratios))
     for stage, ratio in enumerate(ratios):
-        _pass_block(_next(layers, ResidualBlock), 2 * samples, detectors)
+        _pass_block(next_layer(layers, ResidualBlock), 2 * samples, detectors)
         # Channel `tap * samples + phase` takes that tap of channel `phase`.
         last = stage + 1 == len(ratios)
         gather = cosines if last else torch.eye(ratio * samples)
-        weight = _paired(gather.view(-1, ratio, samples).transpose(1, 2))
-        layer = _next(layers, StreamingConv1d)
-        _pass(layer, weight, ratio)
+        weight = paired(gather.view(-1, ratio, samples).transpose(1, 2))
+        layer = next_layer(layers, StreamingConv1d)
+        let_through(layer, weight, ratio)
         if noise is not None and stage + 2 == len(ratios):
-            filters = _paired(_detectors(noise, ratio, samples))
-            _pass(layer, filters, 0, len(weight))
+            filters = paired(_detectors(noise, ratio, samples))
+            let_through(layer, filters, 0, len(weight))
             detectors = len(filters)
         if noise is not None and last:
-            _pass(layer, _levels(noise, ratio), ratio, len(weight), 2 * samples)
+            let_through(layer, _levels(noise, ratio), ratio, len(weight), 2 * samples)
         samples *= ratio
     _close(encoder, 2 * len(cosines))
     weight = torch.cat([torch.diag(tilt), -torch.diag(tilt)], dim=1) / 2
@@ -142,7 +139,7 @@ def _start_encoder(
         gate = 1 / (1 + math.exp(-HALF_OPEN_GATE))
         level = torch.cat([torch.zeros(1, 1), torch.full((1, RATES), LEVEL_SCALE / gate)], dim=1)
         weight = torch.block_diag(weight, *[level] * noise.count)
-    _pass(_next(layers, StreamingConv1d), weight[..., None], config.last_kernel_size - 1)
+    let_through(next_layer(layers, StreamingConv1d), weight[..., None], config.last_kernel_size - 1)
 
 
 def _detectors(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
@@ -180,27 +177,31 @@ def _start_decoder(
 ) -> None:
     layers = iter(decoder.layers)
     count, samples = cosines.shape
-    first = _next(layers, StreamingConv1d)
+    first = next_layer(layers, StreamingConv1d)
     weight = torch.cat([torch.diag(1 / tilt), -torch.diag(1 / tilt)])
     if noise is not None:
         level = torch.tensor([[QUIET_SCALE / LEVEL_SCALE], [FAINT_WEIGHT]])
         weight = torch.block_diag(weight, *[level] * noise.count)
-    _set_weight(first.conv, first.conv.weight * FREE_SCALE)
-    _pass(first, weight[..., None], config.kernel_size - 1)
+    set_weight(first.conv, first.conv.weight * FREE_SCALE)
+    let_through(first, weight[..., None], config.kernel_size - 1)
     _close(decoder, 2 * count)
     if noise is not None:
         _set_exponentials(first, _lstm(decoder), noise, 2 * count)
     for stage, ratio in enumerate(config.ratios):
         samples //= ratio
         scatter = cosines if stage == 0 else torch.eye(ratio * samples)
-        spread = _paired(scatter.view(-1, ratio, samples).permute(2, 0, 1))
-        layer = _next(layers, StreamingConvTranspose1d)
-        _spread(layer, spread.transpose(0, 1))
+        spread = paired(scatter.view(-1, ratio, samples).permute(2, 0, 1))
+        layer = next_layer(layers, StreamingConvTranspose1d)
+        spread_out(layer, spread.transpose(0, 1))
         if noise is not None and stage == 0:
-            _spread(layer, _carriers(noise, ratio, samples), 2 * count)
-        _pass_block(_next(layers, ResidualBlock), 2 * samples)
+            spread_out(layer, _carriers(noise, ratio, samples), 2 * count)
+        _pass_block(next_layer(layers, ResidualBlock), 2 * samples)
     last = torch.full((1, 1, 1), 1 / SIGNAL_SCALE) / 2
-    _pass(_next(layers, StreamingConv1d), torch.cat([last, -last], 1), config.last_kernel_size - 1)
+    let_through(
+        next_layer(layers, StreamingConv1d),
+        torch.cat([last, -last], 1),
+        config.last_kernel_size - 1,
+    )
 
 
 def _set_exponentials(
@@ -228,59 +229,6 @@ def _carriers(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
     return torch.cat([positive, -positive], dim=1)
 
 
-def _silence(model: nn.Module) -> None:
-    """Without biases silence stays silence, however training moves the weights."""
-    for name, parameter in model.named_parameters():
-        if "bias" in name.rpartition(".")[2]:
-            parameter.zero_()
-
-
-def _paired(weight: Tensor) -> Tensor:
-    """Weights `[2 out, 2 in, taps]` that see and give every signal with both signs."""
-    positive = torch.cat([weight, -weight], dim=1) / 2
-    return torch.cat([positive, -positive])
-
-
-def _next(layers: Iterator[nn.Module], kind: type[Layer]) -> Layer:
-    """The next layer of that kind."""
-    return next(layer for layer in layers if isinstance(layer, kind))
-
-
-def _pass(
-    layer: StreamingConv1d, weight: Tensor, tap: int, output: int = 0, first_input: int = 0
-) -> None:
-    """Let outputs from `output` on see only `weight` [out, in, taps], of inputs from `first_input`
-    and taps from `tap` on."""
-    conv = layer.conv
-    outputs, inputs, taps = weight.shape
-    rows = slice(output, output + outputs)
-    full = conv.weight.clone()
-    full[rows] = 0
-    full[rows, first_input : first_input + inputs, tap : tap + taps] = weight
-    _set_weight(conv, full)
-    if conv.bias is not None:
-        conv.bias[rows] = 0
-
-
-def _spread(layer: StreamingConvTranspose1d, weight: Tensor, first_input: int = 0) -> None:
-    """The same for a transposed convolution; `weight` [in, out, taps] fills its first taps."""
-    conv = layer.conv
-    inputs, outputs, taps = weight.shape
-    full = conv.weight.clone()
-    full[first_input:, :outputs] = 0
-    full[first_input : first_input + inputs, :outputs, :taps] = weight
-    _set_weight(conv, full)
-    if conv.bias is not None:
-        conv.bias[:outputs] = 0
-
-
-def _set_weight(conv: nn.Conv1d | nn.ConvTranspose1d, weight: Tensor) -> None:
-    if is_parametrized(conv):
-        conv.weight = weight  # weight norm takes it apart
-    else:
-        conv.weight.copy_(weight)
-
-
 def _pass_block(block: ResidualBlock, samples: int, detectors: int = 0) -> None:
     """A residual block that at first hands on its first `samples` channels, and the `detectors`
     after them, to which its branch is deaf: they are loud."""
@@ -288,16 +236,16 @@ def _pass_block(block: ResidualBlock, samples: int, detectors: int = 0) -> None:
     assert isinstance(shortcut, StreamingConv1d)
     assert isinstance(last, StreamingConv1d)
     signals = samples + detectors
-    _pass(shortcut, torch.eye(signals)[..., None], 0)
+    let_through(shortcut, torch.eye(signals)[..., None], 0)
     full = last.conv.weight.clone()
     full[:signals] *= BRANCH_SCALE
-    _set_weight(last.conv, full)
+    set_weight(last.conv, full)
     if last.conv.bias is not None:
         last.conv.bias[:signals] = 0
     first = next(layer for layer in block.block.layers if isinstance(layer, StreamingConv1d))
     full = first.conv.weight.clone()
     full[:, samples:signals] *= BRANCH_SCALE
-    _set_weight(first.conv, full)
+    set_weight(first.conv, full)
 
 
 def _close(model: nn.Module, signals: int) -> None:
