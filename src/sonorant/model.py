@@ -6,7 +6,7 @@ weights. `load` finds the system of any name, folder or file and returns it read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,9 @@ class Model(nn.Module):
     config_type: ClassVar[type[msgspec.Struct]]
     name: str | None = None
     """The name it is known by, in the table or on the hub."""
+    packing: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]] | None = None
+    """How `save_pretrained` stores `saved_tensors` while a quantiser trains with the model: what
+    goes into the file in their place, and its metadata."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -104,12 +107,16 @@ class Model(nn.Module):
         dtype: store floating-point tensors in it, for example `torch.float16` to halve the size.
         Raises: CheckpointError if the folder cannot be written or a number does not fit the dtype.
         """
-        tensors = {
-            name: _as_stored(name, tensor, dtype) for name, tensor in self.saved_tensors().items()
-        }
+        tensors, metadata = self.saved_tensors(), dict[str, str]()
+        if self.packing is not None:
+            tensors, metadata = self.packing(tensors)
+        stored = {name: _as_stored(name, tensor, dtype) for name, tensor in tensors.items()}
+        write_checkpoint(folder, self.saved_config(), stored, metadata)
+
+    def saved_config(self) -> SavedConfig:
+        """What `config.json` holds."""
         config = msgspec.to_builtins(self.config)
-        saved = SavedConfig(FORMAT_VERSION, self.system, config, self.name)
-        write_checkpoint(folder, saved, tensors)
+        return SavedConfig(FORMAT_VERSION, self.system, config, self.name)
 
     def export(self, folder: str | Path, layout: str) -> None:
         """Write a published layout, such as "original", for other packages to read.

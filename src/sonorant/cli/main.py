@@ -28,6 +28,9 @@ SUBCOMMANDS = {
     "demo": Subcommand("sonorant.cli.demo:demo", "Compress sample clips and write a report."),
     "models": Subcommand("sonorant.cli.models:models", "List the known models, or describe one."),
     "evaluate": Subcommand("sonorant.cli.evaluate:evaluate", "Measure how good a model is."),
+    "quantize": Subcommand(
+        "sonorant.cli.quantize:quantize", "Store a model with fewer bits per weight."
+    ),
     "train": Subcommand("sonorant.cli.train:train", "Train the model that a recipe describes."),
     "data": Subcommand("sonorant.cli.data:data", "Fetch open training data."),
 }
