@@ -86,7 +86,8 @@ class _SumOptimizer(Optimizer, ABC):
             [parameter for parameter in group["params"] if parameter.grad is not None]
             for group in self.param_groups
         ]
-        check_gradients([parameter.grad for group in groups for parameter in group])
+        everything = [parameter for group in groups for parameter in group]
+        check_gradients(everything, [parameter.grad for parameter in everything])
         for group, parameters in zip(self.param_groups, groups, strict=True):
             self._refuse_sparse_momentum(group, parameters)
         for group, parameters in zip(self.param_groups, groups, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,22 +32,25 @@ def check_group(group: dict[str, Any]) -> None:
             )
     if not 0 <= group["lr"] < math.inf:
         raise ConfigError(f"the learning rate must be finite and not negative, got {group['lr']}")
-    if not 0 < group["eps"] < math.inf:
+    if "eps" in group and not 0 < group["eps"] < math.inf:
         raise ConfigError(f"eps must be finite and above 0, got {group['eps']}")
 
 
-def check_gradients(gradients: list[Tensor]) -> None:
-    """Raises: ConfigError if a gradient is NaN, infinite, or so large that its square overflows."""
-    if not gradients:
+def check_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """gradients: one for each parameter, None where there is none.
+
+    Raises: ConfigError if one is NaN, infinite, or so large that its square overflows.
+    """
+    there = [index for index, gradient in enumerate(gradients) if gradient is not None]
+    if not there:
         return
-    values = [
-        gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients
-    ]
+    values = [gradient for gradient in gradients if gradient is not None]
+    values = [value.coalesce().values() if value.is_sparse else value for value in values]
     finite = [norm.isfinite() for norm in torch._foreach_norm(values)]
     if all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()):
         return
-    bad = next(index for index, flag in enumerate(finite) if not flag)
+    bad = there[next(index for index, flag in enumerate(finite) if not flag)]
     raise ConfigError(
-        f"the gradient of parameter {bad} (shape {list(gradients[bad].shape)}) is not finite; no "
+        f"the gradient of parameter {bad} (shape {list(parameters[bad].shape)}) is not finite; no "
         "parameter was changed: lower the learning rate or clip gradients"
     )

@@ -102,8 +102,9 @@ class DAdaptAdam(Optimizer):
             (group, [parameter for parameter in group["params"] if parameter.grad is not None])
             for group in self.param_groups
         ]
-        gradients = [parameter.grad for _, parameters in groups for parameter in parameters]
-        check_gradients(gradients)
+        everything = [parameter for _, parameters in groups for parameter in parameters]
+        gradients = [parameter.grad for parameter in everything]
+        check_gradients(everything, gradients)
         if any(gradient.is_sparse for gradient in gradients):
             raise ConfigError("D-Adaptation needs dense gradients: every coordinate moves")
         moving = [(group, parameters) for group, parameters in groups if parameters]
