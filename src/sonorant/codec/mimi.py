@@ -28,7 +28,7 @@ from sonorant.errors import ConfigError, ShapeError
 from sonorant.model import SkipInitialization
 from sonorant.nn.conv import ConvStyle, StreamingConv1d, StreamingConvTranspose1d
 from sonorant.nn.linear import PackReport, lay_out_by_input
-from sonorant.nn.quantizer import QuantizerConfig
+from sonorant.nn.quantizer import Codebook, QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.split_quantizer import SplitQuantizer
 from sonorant.nn.state import State, StreamingModule, init_state
@@ -129,6 +129,9 @@ class Mimi(Codec, StreamingModule):
         """A fresh state for that many live sessions. There is no latency to choose."""
         if not self.training:
             lay_out_by_input(self)
+            for module in self.modules():
+                if isinstance(module, Codebook):
+                    module.lay_out_for_search()
         return super().init_state(batch_size, low_latency)
 
     def with_published_ring(self) -> Self:

@@ -13,10 +13,16 @@ Norm = Literal["layer_norm", "rms_norm"]
 NORMS: dict[Norm, type[nn.Module]] = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 
 
-class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch, small at first.
+class ResidualSum(nn.Module):
+    """What a residual branch gives, added to its input. Shape: [..., width] each."""
 
-    Shape: x [..., width] -> the same.
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + branch
+
+
+class LayerScale(ResidualSum):
+    """The same with a learned factor per channel on the branch, small at first.
+
     Source: CaiT (arXiv 2103.17239, section 2.1).
     """
 
@@ -24,10 +30,10 @@ class LayerScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.full((width,), initial))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(x, branch, self.scale)
 
 
-def residual_scale(width: int, initial: float | None) -> nn.Module:
-    """A `LayerScale`, or nothing for None."""
-    return nn.Identity() if initial is None else LayerScale(width, initial)
+def residual_sum(width: int, layer_scale: float | None) -> ResidualSum:
+    """A sum with a `LayerScale` that starts at this, or the plain sum for None."""
+    return ResidualSum() if layer_scale is None else LayerScale(width, layer_scale)

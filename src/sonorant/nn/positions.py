@@ -29,19 +29,24 @@ def sinusoidal(positions: Tensor, width: int, max_period: float = 10000.0) -> Te
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and signed sines, each [batch, steps, 1, head_dim], of one call's steps."""
+    """Complex factors [batch, steps, 1, head_dim / 2] of one call's steps."""
 
-    cosines: Tensor
-    sines: Tensor
+    factors: Tensor
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotate neighbouring channels (0, 1), (2, 3), ... of x [batch, steps, heads, head_dim].
 
         Computed in fp32, returned in the precision of x.
         """
-        wide = x.float()
-        swapped = wide.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
-        return torch.addcmul(wide * self.cosines, swapped, self.sines).to(x.dtype)
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * self.factors).flatten(-2).to(x.dtype)
+
+    def turn_in_place(self, x: Tensor) -> None:
+        """The same on the memory of x."""
+        if x.dtype == torch.float32:
+            torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(self.factors)
+        else:
+            x.copy_(self.turn(x))
 
 
 def rotation(positions: Tensor, head_dim: int, max_period: float = 10000.0) -> Rotation:
@@ -54,11 +59,7 @@ def rotation(positions: Tensor, head_dim: int, max_period: float = 10000.0) -> R
     channels = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = 1.0 / max_period ** (channels / head_dim)
     angles = positions[..., None].float() * frequencies
-    cosines, sines = angles.cos(), angles.sin()
-    return Rotation(
-        cosines.repeat_interleave(2, dim=-1)[..., None, :],
-        torch.stack([-sines, sines], dim=-1).flatten(-2)[..., None, :],
-    )
+    return Rotation(torch.complex(angles.cos(), angles.sin())[:, :, None])
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,27 @@ class RingView:
     slots: int64 [batch, 1, steps, 1], where each step is written.
     rows: bool [batch, 1, 1, 1], the rows that write; None for all.
     bias: [batch, 1, steps, slots in use], 0 where a step sees a slot and -inf where it does not.
+    in_use: how many slots these are.
+    first: where the steps of all rows stand one after the other from this slot on, and all rows
+        write; None elsewhere, and where asking costs something.
     """
 
     slots: Tensor
     rows: Tensor | None
     bias: Tensor
+    in_use: int
+    first: int | None = None
 
     def write(self, ring: Tensor, new: Tensor) -> Tensor:
         """Put `new` [batch, heads, steps, head_dim] into a ring; returns its slots in use."""
+        if self.first is not None:
+            ring.narrow(2, self.first, new.shape[2]).copy_(new)
+            return ring.narrow(2, 0, self.in_use)
         index = self.slots.expand(-1, ring.shape[1], -1, ring.shape[3])
         if self.rows is not None:
             new = torch.where(self.rows, new, ring.gather(2, index))
         ring.scatter_(2, index, new)
-        return ring[:, :, : self.bias.shape[-1]]
+        return ring.narrow(2, 0, self.in_use)
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,18 @@ class Ring:
     def view(self, positions: Tensor, active: Tensor | None, dtype: torch.dtype) -> RingView:
         """For steps at positions [batch, steps], counted from the first key of their row."""
         last = positions[:, -1:]
-        slots = torch.arange(slots_in_use(last + 1, self.capacity), device=last.device)
+        in_use = slots_in_use(last + 1, self.capacity)
+        slots = torch.arange(in_use, device=last.device)
         held = last - (last - slots) % self.capacity
         age = positions[..., None] - held[:, None]
         visible = (age >= 0) & (age < self.context) & (held >= 0)[:, None]
+        where = positions % self.capacity
         return RingView(
-            slots=(positions % self.capacity)[:, None, :, None],
+            slots=where[:, None, :, None],
             rows=None if active is None else active[:, None, None, None],
             bias=as_bias(visible, dtype)[:, None],
+            in_use=in_use,
+            first=first_slot(where) if active is None else None,
         )
 
 
@@ -99,7 +111,7 @@ class PublishedRing(Ring):
         slots = torch.arange(exact.bias.shape[-1], device=positions.device)
         uncounted = ~active[:, None] & (slots >= positions[:, :1])
         bias = exact.bias.masked_fill(uncounted[:, None, None], -torch.inf)
-        return RingView(exact.slots, None, bias)
+        return RingView(exact.slots, None, bias, exact.in_use)
 
 
 RingName = Literal["exact", "published"]
@@ -122,3 +134,11 @@ def slots_in_use(counts: Tensor, capacity: int) -> int:
     if counts.device.type != "cpu" or torch.compiler.is_compiling():
         return capacity
     return max(1, min(capacity, int(counts.max())))
+
+
+def first_slot(slots: Tensor) -> int | None:
+    """The first of consecutive slots [batch, steps] of a single row, asked on CPU alone."""
+    if len(slots) > 1 or slots.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    first, last = int(slots[0, 0]), int(slots[0, -1])
+    return first if last - first == slots.shape[1] - 1 else None

@@ -64,6 +64,8 @@ class State:
 
     Made by `init_state`. `low_latency` asks modules whose published start looks into the future
     (reflect padding) to start from zeros instead, without the delay.
+    `prepared` is for what modules derive from their weights once per state. A model that is packed
+    or moved needs new states.
     """
 
     def __init__(self, root: nn.Module, batch_size: int, low_latency: bool = False) -> None:
@@ -73,6 +75,7 @@ class State:
         self.batch_size = batch_size
         self.low_latency = low_latency
         self.tensors: dict[str, Tensor] = {}
+        self.prepared: dict[nn.Module, Any] = {}
         self._slots: dict[nn.Module, Slot] = {}
         self._active: Tensor | None = None
         for path, module in root.named_modules():

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from sonorant.errors import ConfigError, ShapeError
 from sonorant.nn.attention import CrossAttention, LiveSteps, OfflineSteps, SelfAttention, Steps
-from sonorant.nn.norm import NORMS, Norm, residual_scale
+from sonorant.nn.live_layer import LiveLayer, live_layer
+from sonorant.nn.norm import NORMS, Norm, residual_sum
 from sonorant.nn.positions import POSITIONS, Position
 from sonorant.nn.ring import RINGS, Ring, RingName, as_bias, slots_in_use
 from sonorant.nn.state import State, StreamingModule
@@ -95,36 +96,41 @@ class TransformerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class FeedForward(nn.Module):
     """Two linear layers with an exact GELU between them."""
 
+    branches = 1
+
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(width, hidden, bias)
+        self.linear_in = nn.Linear(width, self.branches * hidden, bias)
         self.linear_out = nn.Linear(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_out(F.gelu(self.linear_in(x)))
+        return self.linear_out(self.activation(self.linear_in(x)))
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        return F.gelu(x)
 
 
 class ReluFeedForward(FeedForward):
     """The same with a ReLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_out(F.relu(self.linear_in(x)))
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        return F.relu(x)
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(FeedForward):
     """SwiGLU (arXiv 2002.05202): the first half of one product, through SiLU, gates the second."""
 
-    def __init__(self, width: int, hidden: int, bias: bool) -> None:
-        super().__init__()
-        self.linear_in = nn.Linear(width, 2 * hidden, bias)
-        self.linear_out = nn.Linear(hidden, width, bias)
+    branches = 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, values = self.linear_in(x).chunk(2, dim=-1)
-        return self.linear_out(F.silu(gate) * values)
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        gate, values = x.chunk(2, dim=-1)
+        return F.silu(gate) * values
 
 
-FEED_FORWARDS: dict[FeedForwardName, type[nn.Module]] = {
+FEED_FORWARDS: dict[FeedForwardName, type[FeedForward]] = {
     "gelu": FeedForward,
     "relu": ReluFeedForward,
     "gated_silu": GatedFeedForward,
@@ -144,21 +150,21 @@ class PreNormLayer(nn.Module):
         capacity = config.key_ring.capacity if config.key_ring else 0
         self.attention = attention(width, config.heads, key_value_heads, bias, capacity)
         self.attention_norm = NORMS[config.norm](width, config.norm_epsilon)
-        self.attention_scale = residual_scale(width, config.layer_scale)
+        self.attention_scale = residual_sum(width, config.layer_scale)
         self.cross_attention: CrossAttention | None = None
         if config.memory_steps:
             self.cross_attention = CrossAttention(width, config.heads, bias, config.memory_steps)
             self.cross_norm = nn.LayerNorm(width, CROSS_NORM_EPSILON)
-            self.cross_scale = residual_scale(width, config.layer_scale)
+            self.cross_scale = residual_sum(width, config.layer_scale)
         self.feed_forward = FEED_FORWARDS[config.feed_forward](width, config.hidden, bias)
         self.feed_forward_norm = NORMS[config.norm](width, config.norm_epsilon)
-        self.feed_forward_scale = residual_scale(width, config.layer_scale)
+        self.feed_forward_scale = residual_sum(width, config.layer_scale)
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
-        x = x + self.attention_scale(self.attention(self.attention_norm(x), steps))
+        x = self.attention_scale(x, self.attention(self.attention_norm(x), steps))
         if self.cross_attention is not None:
-            x = x + self.cross_scale(self.cross_attention(self.cross_norm(x), steps))
-        return x + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(x)))
+            x = self.cross_scale(x, self.cross_attention(self.cross_norm(x), steps))
+        return self.feed_forward_scale(x, self.feed_forward(self.feed_forward_norm(x)))
 
 
 class PostNormLayer(PreNormLayer):
@@ -168,10 +174,10 @@ class PostNormLayer(PreNormLayer):
     """
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
-        y = self.attention_norm(x + self.attention_scale(self.attention(x, steps)))
+        y = self.attention_norm(self.attention_scale(x, self.attention(x, steps)))
         if self.cross_attention is not None:
-            y = self.cross_norm(y + self.cross_scale(self.cross_attention(x, steps)))
-        return self.feed_forward_norm(y + self.feed_forward_scale(self.feed_forward(y)))
+            y = self.cross_norm(self.cross_scale(y, self.cross_attention(x, steps)))
+        return self.feed_forward_norm(self.feed_forward_scale(y, self.feed_forward(y)))
 
 
 LAYERS: dict[NormOrder, type[PreNormLayer]] = {"pre": PreNormLayer, "post": PostNormLayer}
@@ -200,6 +206,9 @@ class Transformer(StreamingModule):
         self.ring = config.key_ring
         self.keys_before_start = attention.keys_before_start
         layer = LAYERS[config.norm_order]
+        self.flattens = (
+            attention is SelfAttention and layer is PreNormLayer and not config.memory_steps
+        )
         self.layers = nn.ModuleList(layer(config, attention) for _ in range(config.layers))
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
@@ -270,9 +279,21 @@ class Transformer(StreamingModule):
             starts=_starts(slot.position),
             memory_bias=self._memory_bias(state, x.dtype),
         )
-        y = self._run(self.positions.add(x, positions), steps)
+        y = self.positions.add(x, positions)
+        if self.flattens and x.device.type == "cpu" and not torch.is_grad_enabled():
+            for live in self._live_layers(state):
+                y = live(y, steps)
+        else:
+            y = self._run(y, steps)
         state.update(slot.position, slot.position + x.shape[1])
         return y
+
+    def _live_layers(self, state: State) -> list[LiveLayer]:
+        if self not in state.prepared:
+            layers: list[PreNormLayer] = list(self.layers)  # type: ignore[arg-type]
+            state.prepared[self] = [live_layer(layer, state) for layer in layers]
+        prepared: list[LiveLayer] = state.prepared[self]
+        return prepared
 
     def _run(self, x: Tensor, steps: Steps) -> Tensor:
         for layer in self.layers:
