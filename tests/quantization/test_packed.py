@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
+@settings(deadline=None, max_examples=40)
 @given(values=st.integers(1, 100), group_size=st.integers(0, 30), seed=st.integers(0, 2**32 - 1))
 def test_any_group_size_and_all_bits_up_to_15_come_back(
     values: int, group_size: int, seed: int, tmp_path_factory: pytest.TempPathFactory

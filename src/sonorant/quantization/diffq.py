@@ -46,7 +46,7 @@ class DiffQConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Raises: ConfigError for bits out of order or outside 2 to 15.
     """
 
-    group_size: int = 1
+    group_size: int = 8
     min_bits: int = 2
     max_bits: int = 15
     init_bits: float = 8

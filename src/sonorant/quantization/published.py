@@ -57,6 +57,7 @@ def quantizer_options(arguments: dict[str, Any]) -> tuple[DiffQConfig, Choice]:
     rest = dict(arguments)
     choice = _choice(rest)
     renamed = {DIFFQ_NAMES.get(name, name): value for name, value in rest.items()}
+    renamed.setdefault("group_size", 1)  # the package's default
     try:
         return msgspec.convert(renamed, DiffQConfig), choice
     except msgspec.ValidationError as error:

@@ -5,8 +5,9 @@ Source: DiffQ (arXiv 2104.09987, section 3 and its package) for the choice and t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,11 +20,13 @@ from torch.optim import Optimizer
 
 from sonorant.errors import ConfigError
 from sonorant.quantization.bit_planes import Layout
-from sonorant.quantization.packed import Packed
+from sonorant.quantization.packed import Packed, Stored, stored
 
 BITS_PER_MB = 8 * 2**20
 """Sizes are in MB of 2^20 bytes, as in the paper."""
 FLOAT_BITS, HALF_BITS = 32, 16
+_UNFOLDED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+"""The part of a name by which torch's parts of a weight differ from the weight itself."""
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,14 +125,17 @@ class Quantizer(ABC):
         chosen.learned = nn.Parameter(start.to(chosen.parameter.device))
         module.register_parameter(name + self.suffix, chosen.learned)
 
+    def learned(self) -> list[nn.Parameter]:
+        """What is learned beside the chosen parameters, in their order."""
+        return [each.learned for each in self.quantized if each.learned is not None]
+
     def attach(self, optimizer: Optimizer, **options: Any) -> None:
         """Let an optimiser that was made for the model before train what is learned beside it.
 
         options: of the new parameter group, such as `lr`; else the optimiser's defaults.
         """
-        learned = [each.learned for each in self.quantized if each.learned is not None]
-        if learned:
-            optimizer.add_param_group({"params": learned, **options})
+        if self.learned():
+            optimizer.add_param_group({"params": self.learned(), **options})
 
     def detach(self) -> None:
         """Leave the model as it was before: no hooks, nothing learned beside its parameters."""
@@ -194,6 +200,26 @@ class Quantizer(ABC):
         """The parameter's values once stored and read again, in its shape and type."""
         parameter = chosen.parameter
         return self.restored(self.entry(chosen), chosen).view_as(parameter).to(parameter.dtype)
+
+    @torch.no_grad()
+    def stored(self, saved: Mapping[str, Tensor]) -> Stored:
+        """What to write to a file in place of the tensors that the model saves by itself.
+
+        Weight norm that `saved` has folded is unfolded, since its parts are what is quantised.
+        """
+        beside = set(self.learned())
+        learned = {name for name, tensor in self.model.named_parameters() if tensor in beside}
+        tensors = {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if _UNFOLDED.sub(r"\1", name) in saved and name not in learned
+        }
+        for slot in self.others if self.choice.float16 else []:
+            name = slot.path.removeprefix(".")
+            if name in tensors:
+                tensors[name] = tensors[name].half()
+        packed = {slot.path.removeprefix("."): self.packed(slot) for slot in self.quantized}
+        return stored(tensors, {name: each for name, each in packed.items() if name in tensors})
 
     @contextmanager
     def in_place(self, apart: bool = False) -> Iterator[None]:

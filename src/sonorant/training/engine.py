@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from sonorant.errors import CheckpointError, ConfigError, DependencyError
 from sonorant.optim.average import ExponentialMovingAverage
 from sonorant.training import checkpoints
+from sonorant.training.quantization import Quantization, QuantizedModels
 from sonorant.training.recipe import Recipe, TrainingConfig, build_task, save_recipe
 from sonorant.training.task import StepContext, Task
 
@@ -71,7 +72,7 @@ def train(
         torch.set_num_threads(config.threads)
     set_seed(config.seed)
     task = build_task(recipe, short_names or {})
-    engine = Engine(task, config, folder, accelerator)
+    engine = Engine(task, config, folder, accelerator, recipe.quantization)
     if steps:
         engine.load_checkpoint(checkpoints.checkpoint_path(folder / "checkpoints", steps[-1]))
     if accelerator.is_main_process:
@@ -91,7 +92,12 @@ class Engine:
     """One run of one task. `train` makes it; tests and notebooks may too."""
 
     def __init__(
-        self, task: Task, config: TrainingConfig, folder: Path, accelerator: Accelerator
+        self,
+        task: Task,
+        config: TrainingConfig,
+        folder: Path,
+        accelerator: Accelerator,
+        quantization: Quantization | None = None,
     ) -> None:
         self.task = task
         self.config = config
@@ -102,6 +108,9 @@ class Engine:
         for module in self.modules.values():
             module.to(accelerator.device).train()
         self.optimizers = task.make_optimizers()
+        self.quantized = QuantizedModels(
+            quantization, self.modules, task.averaged_modules, self.optimizers
+        )
         self._learning_rates = {
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in self.optimizers.items()
@@ -168,7 +177,9 @@ class Engine:
         for part in range(self.config.accumulate):
             batch = send_to_device(next(batches), self.accelerator.device)
             self.context.begin(self.step, part, self.config.seed)
-            metrics.add(self.task.step(batch, self.context))
+            with self.quantized.in_place():
+                metrics.add(self.task.step(batch, self.context))
+            metrics.add(self.quantized.learn(self.context))
         for name, norm in self.context.gradient_norms.items():
             metrics.add({f"gradient_norm/{name}": norm})
         metrics.add({"learning_rate_factor": factor})
@@ -248,13 +259,14 @@ class Engine:
 
     @contextlib.contextmanager
     def _finished_model(self) -> Iterator[None]:
-        """Averaged weights, eval mode, no gradients; random states come back as they were."""
+        """Averaged and quantised weights, eval mode, no gradients; random states come back."""
         state = checkpoints.random_state()
         with contextlib.ExitStack() as stack, torch.no_grad():
             for average in self.averages.values():
                 stack.enter_context(average.applied())
             for module in self.modules.values():
                 module.eval()
+            stack.enter_context(self.quantized.in_place())
             try:
                 yield
             finally:

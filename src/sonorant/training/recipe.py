@@ -3,6 +3,7 @@
 task: codec                      # a short name, or package.module:Class
 training: {steps: 100000, ...}   # numbers of the engine
 settings: {...}                  # numbers of the task, its `Settings` struct
+quantization: diffq              # where weights are to learn to be few bits
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 import yaml
 
 from sonorant.errors import ConfigError
+from sonorant.training.quantization import Quantization
 from sonorant.training.task import Task
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
@@ -72,6 +74,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     task: str
     training: TrainingConfig
     settings: dict[str, Any] = {}
+    quantization: Quantization | None = None
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
