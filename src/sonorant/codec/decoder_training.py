@@ -20,11 +20,13 @@ from sonorant.nn.seanet import SEANetDecoder
 class DecoderOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Training of the decoder's weights alone. Biases stay too: what they drift sounds in silence.
 
-    first_layers_rate: factor of the learning rate for the SEANet's layers before the first
-        upsampling, which all later ones amplify.
+    first_layers_rate: factor of the learning rate for the SEANet's first layers, which all later
+        ones amplify; 0 leaves them as they are.
+    first_layers: how many these are; None for those before the first upsampling.
     """
 
-    first_layers_rate: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    first_layers_rate: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    first_layers: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 def attempt_decoder(codec: Encodec | Mimi, batch: Tensor, codebooks: int, drawn: int) -> Attempt:
@@ -46,11 +48,13 @@ def decoder_optimizer(
 ) -> Optimizer:
     """Adam on the weights of a decoder and of the modules `before` it, which take the full rate."""
     layers = list(decoder.layers)
-    upsampling = [isinstance(layer, StreamingConvTranspose1d) for layer in layers].index(True)
-    groups: list[dict[str, Any]] = [
-        {"params": _weights([*before, *layers[upsampling:]])},
-        {"params": _weights(layers[:upsampling]), "lr": rate * settings.first_layers_rate},
-    ]
+    count = settings.first_layers
+    if count is None:
+        count = [isinstance(layer, StreamingConvTranspose1d) for layer in layers].index(True)
+    groups: list[dict[str, Any]] = [{"params": _weights([*before, *layers[count:]])}]
+    if settings.first_layers_rate:
+        first_rate = rate * settings.first_layers_rate
+        groups.append({"params": _weights(layers[:count]), "lr": first_rate})
     return Adam(groups, rate, betas, fused=True)
 
 

@@ -286,6 +286,7 @@ def _start_carriers(layer: StreamingConvTranspose1d, vocoder: Vocoder) -> None:
     ]
     rows, channels = vocoder.bands * vocoder.slots, vocoder.cosines
     weight = layer.conv.weight * FREE_SCALE
+    weight[: rows + 1] = 0  # in silence these channels are not 0: no other may hear them
     weight[:, : 2 * channels + CARRIERS * vocoder.high_bands] = 0
     exponentials = torch.zeros(rows, 2 * channels + CARRIERS * vocoder.high_bands, weight.shape[2])
     exponentials[: len(spectra[0]), : 2 * channels] = torch.cat([spectra[0], -spectra[0]], 1)
