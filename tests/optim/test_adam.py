@@ -60,6 +60,22 @@ def test_step_size_keeps_its_digits_for_beta2_near_1() -> None:
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_large_tensors_are_updated_as_small_ones_are(make: Factory) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = nn.Parameter(torch.randn(7, 10_001, generator=generator))  # more than a block, uneven
+    rows = [nn.Parameter(row.clone()) for row in whole.detach()]
+    with_whole, with_rows = make([whole]), make(rows)
+    for _ in range(3):
+        # of another layout in memory than the parameter, as some gradients are
+        whole.grad = torch.randn(10_001, 7, generator=generator).T
+        for row, gradient in zip(rows, whole.grad, strict=True):
+            row.grad = gradient.clone()
+        with_whole.step()
+        with_rows.step()
+    torch.testing.assert_close(whole, torch.stack(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_resumes_from_a_state_dict_bit_for_bit(make: Factory) -> None:
     whole = parameters()
     run(make(whole), whole, range(6))

@@ -26,6 +26,9 @@ from torch.optim import Optimizer
 from sonorant.errors import ConfigError
 from sonorant.optim.checks import check_gradients, check_group, parameters_or_error
 
+_BLOCK = 32_768
+"""Elements for one thread: the least that torch gives to each, and small enough for its cache."""
+
 
 def adam_step_size(
     step: int,
@@ -134,10 +137,15 @@ class _SumOptimizer(Optimizer, ABC):
                 _sparse_update(parameter, state["square_sum"], alpha, beta2, group["eps"])
             else:
                 dense.append(parameter)
-        if dense:
-            self._update_dense(group, dense)
+        large = [parameter for parameter in dense if _suits_blocks(parameter)]
+        for parameter in large:
+            state = self.state[parameter]
+            alpha = self._step_size(group, int(state["step"]))
+            _update_in_blocks(parameter, state, alpha, (beta1, beta2), group["eps"])
+        if small := [parameter for parameter in dense if not _suits_blocks(parameter)]:
+            self._update_together(group, small)
 
-    def _update_dense(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update_together(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """All tensors of a group in a few calls, for which torch has multi-tensor kernels."""
         beta1, beta2 = self._betas(group)
         states = [self.state[parameter] for parameter in parameters]
@@ -155,6 +163,34 @@ class _SumOptimizer(Optimizer, ABC):
         torch._foreach_sqrt_(roots)
         sizes = [-self._step_size(group, int(state["step"])) for state in states]
         torch._foreach_addcdiv_(parameters, steps, roots, sizes)
+
+
+def _suits_blocks(parameter: Tensor) -> bool:
+    return (
+        parameter.device.type == "cpu" and parameter.numel() > _BLOCK and parameter.is_contiguous()
+    )
+
+
+def _update_in_blocks(
+    parameter: Tensor, state: dict[str, Any], alpha: float, betas: tuple[float, float], eps: float
+) -> None:
+    """The whole step block by block: each is read from memory and written once, as by a fused
+    kernel, instead of once in each of the seven operations."""
+    assert parameter.grad is not None
+    beta1, beta2 = betas
+    size = _BLOCK * torch.get_num_threads()
+    gradient = parameter.grad.reshape(-1)
+    moves = state["gradient_sum"].view(-1) if beta1 > 0 else gradient
+    blocks = (parameter.view(-1), gradient, state["square_sum"].view(-1), moves)
+    scratch = torch.empty(size, dtype=parameter.dtype)
+    for x, g, v, m in zip(*(tensor.split(size) for tensor in blocks), strict=True):
+        if beta1 > 0:
+            torch.add(g, m, alpha=beta1, out=m)
+        if beta2 < 1:
+            v.mul_(beta2)
+        v.addcmul_(g, g)
+        root = torch.add(v, eps, out=scratch[: len(v)])
+        x.addcdiv_(m, root.sqrt_(), value=-alpha)
 
 
 def _sparse_update(
