@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import sonorant
 from sonorant.cli.train import SHORT_NAMES
 from sonorant.codec.adversarial_training import AdversarySettings, LossWeights
+from sonorant.codec.decoder_training import DecoderOnly
 from sonorant.codec.mimi import MIMI, Mimi
 from sonorant.codec.mimi_training import MimiSettings, MimiTask, SemanticSettings
 from sonorant.codec.semantic_teachers import SpectralSettings, WavLMSettings
@@ -23,6 +24,8 @@ from sonorant.training.engine import train
 from sonorant.training.recipe import Recipe, TrainingConfig, load_recipe
 from sonorant.training.task import StepContext
 from tests.codec.test_mimi import HOP, RATE, tiny_mimi
+from tests.codec.test_mimi_start import CONFIG as VOCODER_CODEC
+from tests.codec.test_mimi_start import SETTINGS as VOCODER
 from tests.training.runs import assert_equal_states, final_state, log_lines
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -196,6 +199,61 @@ def test_training_on_needs_the_same_config(manifest: Path, tmp_path: Path) -> No
         MimiTask(settings(manifest, codec=other, model=str(tmp_path / "model")))
 
 
+def test_a_decoder_alone_learns_without_its_biases_and_first_layers(
+    manifest: Path, tmp_path: Path
+) -> None:
+    tiny_mimi().save_pretrained(tmp_path / "model")
+    chosen = settings(
+        manifest,
+        model=str(tmp_path / "model"),
+        decoder_only=DecoderOnly(first_layers=3, first_layers_rate=0),
+    )
+    task = MimiTask(chosen)
+    assert task.student is None
+    before = {name: value.clone() for name, value in task.codec.state_dict().items()}
+    run(task, steps=2)
+    changed = {
+        name
+        for name, value in task.codec.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    kept = ("decoder.layers.0.", "decoder.layers.1.", "decoder.layers.2.")
+    assert changed == {
+        name
+        for name in before
+        if name.startswith(("decoder.", "decoder_transformer."))
+        and not name.startswith(kept)
+        and "bias" not in name
+    }
+
+
+def test_a_vocoder_start_sets_the_quantizer_from_the_data(manifest: Path) -> None:
+    chosen = settings(
+        manifest,
+        codec=VOCODER_CODEC,
+        vocoder=VOCODER,
+        codebook_segments=4,
+        decoder_only=DecoderOnly(first_layers=3, first_layers_rate=0),
+        segments=SegmentConfig(sample_rate=24000, segment_seconds=0.64),
+    )
+    task = MimiTask(chosen)
+    run(task)
+    semantic = task.codec.quantizer.semantic
+    assert int((semantic.input_proj.weight.abs().sum(dim=1) > 0).sum()) == 4
+    assert float(semantic.levels.layers[0].initialized) == 1  # type: ignore[arg-type]
+
+
+def test_starts_that_lack_what_they_need_are_refused(manifest: Path) -> None:
+    with pytest.raises(ConfigError, match="vocoder start finds"):
+        settings(manifest, codec=VOCODER_CODEC, vocoder=VOCODER)
+    with pytest.raises(ConfigError, match="vocoder start finds"):
+        settings(
+            manifest, vocoder=VOCODER, codebook_segments=4, semantic=SemanticSettings(teacher=None)
+        )
+    with pytest.raises(ConfigError, match="codebooks do not learn"):
+        settings(manifest, decoder_only=DecoderOnly())
+
+
 def test_settings_that_contradict_themselves_are_refused(manifest: Path) -> None:
     with pytest.raises(ConfigError, match="one set of discriminators"):
         settings(manifest, adversary=AdversarySettings())
@@ -217,4 +275,4 @@ def test_the_small_recipe_fits_its_ten_megabytes() -> None:
         model = Mimi(chosen.codec)
     assert model.frame_rate == 12.5
     assert model.bandwidth_of(8) == pytest.approx(1.0)
-    assert 2 * sum(tensor.numel() for tensor in model.saved_tensors().values()) < 9.5e6
+    assert 2 * sum(tensor.numel() for tensor in model.saved_tensors().values()) < 9.9e6
