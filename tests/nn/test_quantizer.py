@@ -147,3 +147,15 @@ def test_residuals_are_what_each_level_quantises() -> None:
         assert torch.equal(layer.encode(vectors).view(2, 5), tokens[:, level])
     residuals.sum().backward()
     assert torch.equal(latent.grad, torch.full_like(latent, 3.0))
+
+
+def test_codewords_laid_out_for_search_stay_the_same() -> None:
+    torch.manual_seed(0)
+    codebook = Codebook(QuantizerConfig(dimension=3, codebook_size=5))
+    codebook.embed.normal_()
+    x, before = torch.randn(7, 3), codebook.embed.clone()
+    tokens = codebook.encode(x)
+    codebook.lay_out_for_search()
+    assert codebook.embed.stride() == (1, 5)
+    assert torch.equal(codebook.embed, before)
+    assert torch.equal(codebook.encode(x), tokens)

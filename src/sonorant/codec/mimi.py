@@ -153,7 +153,7 @@ class Mimi(Codec, StreamingModule):
             if isinstance(layer, StreamingConv1d | StreamingConvTranspose1d)
             and layer.conv.weight.numel() >= LARGE_CONV
             and layer.conv.dilation == (1,)
-            and (isinstance(layer, StreamingConv1d) or layer.excess == layer.stride)
+            and (isinstance(layer, StreamingConv1d) or layer.spans_two)
         ]
         for layer in layers:
             layer.add_live_product()
@@ -261,8 +261,9 @@ class Mimi(Codec, StreamingModule):
         codebooks = self.codebooks_for(bandwidth_kbps)
         if x.shape[-1] == 0:
             return Encoded(x.new_zeros(x.shape[0], codebooks, 0, dtype=torch.long), 0)
-        tokens = self.quantizer.encode(self.to_latent(x, state), codebooks)
-        return Encoded(tokens, x.shape[-1])
+        with torch.inference_mode():
+            tokens = self.quantizer.encode(self.to_latent(x, state), codebooks)
+        return Encoded(tokens.clone(), x.shape[-1])  # tokens like any other
 
     @torch.no_grad()
     def encode_flush(
@@ -285,7 +286,9 @@ class Mimi(Codec, StreamingModule):
         self._check_tokens(encoded.tokens)
         if encoded.frames == 0:
             return self._no_sound(encoded.tokens)
-        return self.from_latent(self.quantizer.decode(encoded.tokens), state)
+        with torch.inference_mode():
+            y = self.from_latent(self.quantizer.decode(encoded.tokens), state)
+        return y.clone()  # sound like any other
 
     @torch.no_grad()
     def decode_flush(self, state: State) -> Tensor:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -31,6 +30,7 @@ from sonorant.nn.matrix_conv import (
     PackedWeight,
     conv_time_major,
     conv_transpose_time_major,
+    transposed_taps,
 )
 from sonorant.nn.state import State, StreamingModule
 
@@ -151,7 +151,8 @@ class StreamingConv1d(StreamingModule):
         """`activation` is applied to the input first, in the pass that pads it."""
         if self.live_product is not None and x.shape[-1] <= FEW_FRAMES * self.stride:
             padded = self._pad(x.transpose(1, 2), state, 1, activation)
-            windows = padded.unfold(1, self.span, self.stride).flatten(2)
+            channels = self.conv.in_channels
+            windows = padded.flatten(1).unfold(1, self.span * channels, self.stride * channels)
             y = self.live_product(windows).transpose(1, 2)
         elif uses_matrix_form(x):
             padded = self._pad(x.transpose(1, 2), state, 1, activation)
@@ -164,9 +165,10 @@ class StreamingConv1d(StreamingModule):
         """Also hold the weight as one linear layer, which few frames then take.
 
         Linear layers can be packed (`linear.py`), and the time of few frames goes into reading
-        weights. The layer must not be trained from here on.
+        weights. The layer must not be trained from here on. Without dilation only.
         """
-        self.live_product = _linear(self.conv.weight.flatten(1), self.conv.bias)
+        by_time = self.conv.weight.transpose(1, 2)  # [out, kernel, in]
+        self.live_product = _linear(by_time.flatten(1), self.conv.bias)
 
     def _pad(self, x: Tensor, state: State | None, dim: int, activation: ELU | None) -> Tensor:
         length, mode = x.shape[dim], self.style.pad_mode
@@ -235,8 +237,8 @@ class StreamingConvTranspose1d(StreamingModule):
     """Transposed convolution over time, trimmed as the codecs do.
 
     Shape: x [batch, in_channels, frames] -> [batch, out_channels, frames * stride].
-    State: `tail` [batch, out_channels, kernel_size - stride], the part of the output, without bias,
-    that the next frames still add to. Only causal layers stream.
+    State: `past` [batch, in_channels, frames before], the last frames, which still add to what
+    comes next. Only causal layers stream.
     Raises: ShapeError if a centred one is called live.
 
     `trim_right_ratio` is the share of the trimmed samples that a causal layer takes from the right.
@@ -255,6 +257,8 @@ class StreamingConvTranspose1d(StreamingModule):
         self.style = style
         self.stride = stride
         self.excess = kernel_size - stride
+        self.past_frames = math.ceil(self.excess / stride)
+        self.spans_two = kernel_size == 2 * stride
         if style.causal:
             self.trim_right = math.ceil(self.excess * trim_right_ratio)
         else:
@@ -267,47 +271,51 @@ class StreamingConvTranspose1d(StreamingModule):
 
     def fresh_state(self, batch_size: int) -> dict[str, Tensor]:
         like = self.conv.weight
-        return {"tail": like.new_zeros(batch_size, self.conv.out_channels, self.excess)}
+        return {"past": like.new_zeros(batch_size, self.conv.in_channels, self.past_frames)}
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
-        if state is None:
-            y = self.norm(self._convolve(x, with_bias=True))
-            return y[..., self.excess - self.trim_right : y.shape[-1] - self.trim_right]
-        if self.trim_right != self.excess:
+        trim_left = self.excess - self.trim_right
+        if state is not None and trim_left:
             raise ShapeError("a transposed convolution that trims on the left cannot run live")
-        tail = state[self].tail
-        y = self._convolve(x, with_bias=False)
-        ready = x.shape[-1] * self.stride
-        opening = y[..., : self.excess] + tail
-        y[..., : self.excess] = opening
-        state.update(tail, y[..., ready:])
-        y = y[..., :ready]
-        return y if self.conv.bias is None else y + self.conv.bias[:, None]
+        if state is None and not (uses_matrix_form(x) and self.spans_two):
+            y = self.norm(self.conv(x))
+            return y[..., trim_left : y.shape[-1] - self.trim_right]
+        y = self.norm(self._convolve(self._joined(x, state)))
+        return y[..., trim_left : y.shape[-1] - self.trim_right] if trim_left else y
 
-    def _convolve(self, x: Tensor, with_bias: bool) -> Tensor:
-        """The whole, untrimmed product."""
-        if self.live_product is not None and x.shape[-1] <= FEW_FRAMES:
-            return self._convolve_few(x, self.live_product, with_bias)
-        conv = self.conv
-        bias = conv.bias if with_bias else None
-        if not uses_matrix_form(x) or conv.kernel_size[0] != 2 * self.stride:
-            return F.conv_transpose1d(x, conv.weight, bias, self.stride)
-        y = conv_transpose_time_major(x.transpose(1, 2), conv, self.packed).transpose(1, 2)
-        return y if bias is None else y + bias[:, None]
+    def _joined(self, x: Tensor, state: State | None) -> Tensor:
+        """The frames with what stands before them, and after them for the end of a centred layer.
+
+        Shape: [batch, in_channels, frames] -> [batch, more frames, in_channels].
+        """
+        frames = x.transpose(1, 2)
+        nothing = frames.new_zeros(len(x), self.past_frames, frames.shape[2])
+        if self.trim_right != self.excess:
+            return torch.cat([nothing, frames, nothing], dim=1)
+        if state is None:
+            return torch.cat([nothing, frames], dim=1)
+        past = state[self].past
+        joined = torch.cat([past.transpose(1, 2), frames], dim=1)
+        state.update(past, joined[:, frames.shape[1] :].transpose(1, 2))
+        return joined
+
+    def _convolve(self, joined: Tensor) -> Tensor:
+        """What frames from the first that is not past add to, with what the past adds there."""
+        conv, frames = self.conv, joined.shape[1] - self.past_frames
+        if self.live_product is not None and frames <= FEW_FRAMES:
+            windows = joined.flatten(1).unfold(1, 2 * conv.in_channels, conv.in_channels)
+            by_frame = self.live_product(windows)
+            return by_frame.reshape(len(joined), -1, conv.out_channels).transpose(1, 2)
+        if uses_matrix_form(joined) and self.spans_two:
+            return conv_transpose_time_major(joined, conv, self.packed).transpose(1, 2)
+        y = conv(joined.transpose(1, 2))
+        return y[..., self.past_frames * self.stride : joined.shape[1] * self.stride]
 
     def add_live_product(self) -> None:
         """As in `StreamingConv1d`; for kernels that span two strides."""
-        by_time = self.conv.weight.permute(2, 1, 0)  # [kernel, out, in]
-        self.live_product = _linear(by_time.flatten(0, 1), None)
-
-    def _convolve_few(self, x: Tensor, product: nn.Module, with_bias: bool) -> Tensor:
-        """Every frame gives two strides of output, the second of which the next frame adds to."""
-        halves = product(x.transpose(1, 2)).unflatten(-1, (2, self.stride, -1))
-        padded = F.pad(halves, (0, 0, 0, 0, 0, 0, 1, 1))
-        y = padded[:, 1:, 0] + padded[:, :-1, 1]  # [batch, frames + 1, stride, out]
-        y = y.flatten(1, 2).transpose(1, 2)
         bias = self.conv.bias
-        return y + bias[:, None] if with_bias and bias is not None else y
+        weight = torch.cat(transposed_taps(self.conv)).t()
+        self.live_product = _linear(weight, None if bias is None else bias.repeat(self.stride))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

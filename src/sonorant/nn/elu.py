@@ -12,6 +12,7 @@ from torch import Tensor, nn
 # The passes over a sound go over so many samples in turn, which stay in the processor's cache
 # between them (measured).
 PIECE_SAMPLES = 2**17
+ZERO = torch.zeros(())
 
 
 class ELU(nn.Module):
@@ -35,13 +36,18 @@ class ELU(nn.Module):
         """Write the result into `out`, of the shape of `x`; not for training."""
         if not self._is_quick(x):
             return out.copy_(F.elu(x, self.alpha))
+        if x.numel() <= PIECE_SAMPLES:
+            return _into(x, out)
         longest = max(range(x.dim()), key=x.shape.__getitem__)
         piece = max(1, PIECE_SAMPLES * x.shape[longest] // max(1, x.numel()))
-        zero = x.new_zeros(())
         for part, result in zip(x.split(piece, longest), out.split(piece, longest), strict=True):
-            torch.exp(part, out=result).sub_(1)
-            torch.clamp(part, min=zero, max=result, out=result)
+            _into(part, result)
         return out
 
     def _is_quick(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and self.alpha == 1
+
+
+def _into(x: Tensor, out: Tensor) -> Tensor:
+    torch.exp(x, out=out).sub_(1)
+    return torch.clamp(x, min=ZERO, max=out, out=out)

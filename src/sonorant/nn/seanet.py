@@ -146,7 +146,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         if self.shortcut is None:
-            return x + self.block(x, state)
+            branch = self.block(x, state)
+            return x + branch if torch.is_grad_enabled() else branch.add_(x)
         if not (uses_matrix_form(x) and self.mergeable):
             return self.block(x, state) + self.shortcut(x, state)
         pair = ((self.last, self.hidden(x, state)), (self.shortcut, x))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sonorant.errors import CheckpointError, ShapeError
 
-VERSION = "1"  # of what state tensors mean; counts up when a module remembers something else
+VERSION = "2"  # of what state tensors mean; counts up when a module remembers something else
 SAMPLED_VALUES = 64
 REASONS = {
     "version": "by another version of this package; start the session anew",
