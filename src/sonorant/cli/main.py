@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     ),
     "train": Subcommand("sonorant.cli.train:train", "Train the model that a recipe describes."),
     "data": Subcommand("sonorant.cli.data:data", "Fetch open training data."),
+    "study": Subcommand("sonorant.cli.study:study", "Run an optimiser's experiment."),
 }
 
 

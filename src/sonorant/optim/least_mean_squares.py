@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,17 +68,17 @@ class Design:
         if spectrum[0] <= spectrum[-1] * 1e-13:
             raise ConfigError("the points do not span the space: leave out redundant coordinates")
 
-    @property
+    @cached_property
     def drawn(self) -> Tensor:
         """The chance [points] with which each point is drawn."""
         return self.probability if self.density is None else self.probability * self.density
 
-    @property
+    @cached_property
     def scaled_points(self) -> Tensor:
         """The points [points, dimension] as the recursion sees them."""
         return self.points if self.density is None else self.points / self.density.sqrt()[:, None]
 
-    @property
+    @cached_property
     def covariance(self) -> Tensor:
         """H [dimension, dimension], the same for all samplings."""
         return _moment(self.points, self.probability)

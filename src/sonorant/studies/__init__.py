@@ -1,0 +1,1 @@
+"""Small experiments that reproduce what papers say of optimisers, with pictures."""
