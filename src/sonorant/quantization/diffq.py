@@ -20,6 +20,7 @@ from sonorant.quantization.bit_planes import Layout
 from sonorant.quantization.levels import (
     LEAST_BITS,
     MOST_BITS,
+    by_width,
     check_finite,
     from_levels,
     to_levels,
@@ -136,14 +137,14 @@ class DiffQ(Quantizer):
     def entry(self, chosen: Slot) -> tuple[Any, ...]:
         """(levels [groups, group size], (least, largest value), bits uint8 [groups]).
 
-        Zeros fill the last group.
+        The last group is filled up with any level.
         """
         bits = self.stored_bits(chosen)
         flat, size = chosen.parameter.detach().float().flatten(), self._group_size(chosen)
-        widths = bits.repeat_interleave(size)[: flat.numel()]
-        levels, limits = to_levels(flat, widths, chosen.path)
-        levels = torch.nn.functional.pad(levels, (0, bits.numel() * size - flat.numel()))
-        return levels.view(-1, size), limits, bits.to(torch.uint8)
+        if missing := bits.numel() * size - flat.numel():
+            flat = torch.cat([flat, flat[:1].expand(missing)])  # leaves the range as it is
+        levels, limits = to_levels(flat.view(-1, size), bits.unsqueeze(1), chosen.path)
+        return levels, limits, bits.to(torch.uint8)
 
     def packed(self, chosen: Slot) -> Packed:
         levels, limits, bits = self.entry(chosen)
@@ -162,30 +163,28 @@ class DiffQ(Quantizer):
         As in published files, groups with 15 bits are left out.
         """
         levels, limits, bits = entry
-        by_bits = [
-            layout.pack(levels[bits == each], each) if bool((bits == each).any()) else None
-            for each in range(1, MOST_PACKED_BITS + 1)
-        ]
+        by_bits: list[Tensor | None] = [None] * MOST_PACKED_BITS
+        for width, places in by_width(bits).items():
+            if width <= MOST_PACKED_BITS:
+                by_bits[width - 1] = layout.pack(levels[places], width)
         return by_bits, limits, layout.pack(bits.long() - self.config.min_bits, None)
 
     def unpack(self, packed: tuple[Any, ...], chosen: Slot, layout: Layout) -> tuple[Any, ...]:
         by_bits, limits, packed_bits = packed
         groups, size = _logit(chosen).numel(), self._group_size(chosen)
-        bits = layout.unpack(packed_bits, groups) + self.config.min_bits
+        bits = (layout.unpack(packed_bits, groups) + self.config.min_bits).to(torch.uint8)
         if int(bits.max()) > MOST_PACKED_BITS:
             raise FormatError(
                 f"{chosen.path} has groups with more than {MOST_PACKED_BITS} bits, which the "
                 "published format leaves out; the weights must be packed again"
             )
-        levels = torch.zeros(groups, size, dtype=torch.int16)
-        for each in set(bits.tolist()):
-            of_these = bits == each
-            planes = by_bits[each - 1] if 0 < each <= len(by_bits) else None
+        levels = torch.empty(groups, size, dtype=torch.int16)
+        for width, places in by_width(bits).items():
+            planes = by_bits[width - 1] if 0 < width <= len(by_bits) else None
             if planes is None:
-                raise FormatError(f"{chosen.path} has groups of {each} bits and no levels for them")
-            count = int(of_these.sum()) * size
-            levels[of_these] = layout.unpack(planes, count).view(-1, size)
-        return levels, limits, bits.to(torch.uint8)
+                raise FormatError(f"{chosen.path} has groups of {width} bits, but no levels of any")
+            levels[places] = layout.unpack(planes, places.numel() * size).view(-1, size)
+        return levels, limits, bits
 
     def tensor_bits(self, chosen: Slot, exact: bool) -> Tensor:
         bits = self.stored_bits(chosen) if exact else self.bits(chosen) + self.config.extra_bits

@@ -48,6 +48,13 @@ def from_levels(levels: Tensor, bits: Tensor | int, limits: Range) -> Tensor:
     return levels.float() * _unit(bits, levels) * (high - low) + low
 
 
+def by_width(bits: Tensor) -> dict[int, Tensor]:
+    """The places of the groups of each number of bits, ascending; bits are uint8 [groups]."""
+    order, counts = bits.argsort(stable=True), bits.bincount()
+    places = order.split(counts.tolist())
+    return {width: place for width, place in enumerate(places) if place.numel()}
+
+
 def check_finite(number: float, name: str) -> None:
     """Raises: CheckpointError if `number`, made of the values of `name`, is not finite."""
     if not -float("inf") < number < float("inf"):

@@ -13,7 +13,7 @@ bits, and takes groups of any size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -26,7 +26,7 @@ from sonorant.errors import CheckpointError, FormatError
 from sonorant.hub.checkpoint import PACKING_KEY
 from sonorant.hub.tensors import read_metadata, read_tensors
 from sonorant.quantization.bit_planes import SHORT_BITS, pack_short_planes, unpack_short_planes
-from sonorant.quantization.levels import MOST_BITS, Range, from_levels
+from sonorant.quantization.levels import MOST_BITS, Range, by_width, from_levels
 
 VERSION = 1
 WIDTH_BITS = 4
@@ -91,8 +91,8 @@ class Packed:
         """As a file holds it."""
         groups = self._groups()
         planes = [
-            pack_short_planes(groups[of_these], width).flatten()
-            for width, of_these in _by_width(self.bits)
+            pack_short_planes(groups[places], width).flatten()
+            for width, places in by_width(self.bits).items()
         ]
         stored = {f"{name}.levels": torch.cat(planes)}
         if self.description.bits is None:
@@ -195,20 +195,14 @@ def _unpack(description: Description, planes: Tensor, width_planes: Tensor | Non
         raise FormatError("levels with a step have the same bits in all groups")
     levels = torch.empty(groups, size, dtype=torch.int16)
     start = 0
-    for width, of_these in _by_width(widths):
-        count = int(of_these.sum()) * size
+    for width, places in by_width(widths).items():
+        count = places.numel() * size
         words = width * -(-count // SHORT_BITS)
         part = planes[start : start + words]
         if part.numel() != words:
             raise FormatError("its planes are cut short")
-        levels[of_these] = unpack_short_planes(part.view(width, -1), count).view(-1, size)
+        levels[places] = unpack_short_planes(part.view(width, -1), count).view(-1, size)
         start += words
     if start != planes.numel():
         raise FormatError("it has more planes than its bits take")
     return Packed(description, levels.flatten()[: math.prod(description.shape)], widths)
-
-
-def _by_width(widths: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each width of groups, ascending, and which groups have it."""
-    for width in widths.unique().tolist():
-        yield width, widths == width
