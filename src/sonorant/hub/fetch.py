@@ -7,8 +7,10 @@ library's own cache.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sonorant.errors import CheckpointError
@@ -89,7 +91,8 @@ def fetch_first(repository: str, names: Sequence[str]) -> Path:
     first, *others = names
     offline = is_offline()
     try:
-        return Path(hf_hub_download(repository, first, local_files_only=offline))
+        with _without_reports_of_retries():
+            return Path(hf_hub_download(repository, first, local_files_only=offline))
     except (EntryNotFoundError, HFValidationError, OSError) as error:
         if others and isinstance(error, EntryNotFoundError):
             return fetch_first(repository, others)
@@ -100,3 +103,15 @@ def fetch_first(repository: str, names: Sequence[str]) -> Path:
             f"no model at {repository!r}: there is no such file or folder here, and as a "
             f"repository of the hub it cannot be fetched ({reason})"
         ) from error
+
+
+@contextmanager
+def _without_reports_of_retries() -> Iterator[None]:
+    """The hub library logs every attempt that fails; what counts is the error after the last."""
+    log = logging.getLogger("huggingface_hub.utils._http")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
