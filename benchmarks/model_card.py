@@ -48,7 +48,7 @@ OPUS_RATES = (6, 12, 24)
 OPUS_LIVE_RATES = (6, 12)
 MP3_RATES = (8, 16)
 SET_AGAINST = 6.0  # kb/s at most, of what the baselines are set against: the lowest that Opus has
-MIMI_CODEBOOKS = (1, 4, 8)  # at which a codec is measured that names no bandwidths
+MIMI_CODEBOOKS = (2, 4, 8)  # at which a codec is measured that names no bandwidths
 METRICS = {
     "visqol": "ViSQOL, higher is better",
     "mel_distance": "Mel distance in dB, lower is better",

@@ -65,7 +65,7 @@ def fitted() -> tuple[Mimi, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     there = torch.randn(64, 4, generator=generator)
     features = latents.transpose(1, 2) @ there @ torch.randn(4, 9, generator=generator)
-    fit_projections(codec, latents, features, 4)
+    fit_projections(codec, latents, features, SETTINGS)
     return codec, latents, features
 
 

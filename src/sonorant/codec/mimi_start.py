@@ -30,12 +30,16 @@ class VocoderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bands: of noise. slots: in which their levels are taken in each latent step. tones: below them.
     semantic_dimensions: of what the semantic codebook quantises.
+    semantic_share: of what it tells of the latent, how much the decoder takes from it; the acoustic
+        codebooks tell the rest. One codebook knows little exactly, and nothing mends its errors:
+        at 0.25 the levels are off by 3.3 dB, at 1 by 5.6 (12 dimensions, 8 codebooks of 1024).
     """
 
     bands: Count = 20
     slots: Count = 2
     tones: Annotated[int, msgspec.Meta(ge=2)] = 22
-    semantic_dimensions: Count = 8
+    semantic_dimensions: Count = 12
+    semantic_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
 
 
 @torch.no_grad()
@@ -69,13 +73,17 @@ def start_mimi(codec: Mimi, settings: VocoderSettings) -> None:
 
 
 @torch.no_grad()
-def fit_projections(codec: Mimi, latents: Tensor, features: Tensor, dimensions: int) -> None:
+def fit_projections(
+    codec: Mimi, latents: Tensor, features: Tensor, settings: VocoderSettings
+) -> None:
     """Set what the quantizer's two parts see, and what they give back.
 
     Shapes: latents [sounds, width, frames], features [sounds, frames, dimensions].
     """
     x = latents.transpose(1, 2).flatten(0, 1).double()
-    inside, outside = _semantic_space(x, features.flatten(0, 1).double(), dimensions)
+    wanted = features.flatten(0, 1).double()
+    inside, outside = _semantic_space(x, wanted, settings.semantic_dimensions)
+    outside = outside * settings.semantic_share
     semantic, acoustic = codec.quantizer.semantic, codec.quantizer.acoustic
     _set(semantic.input_proj.weight, inside.t())
     _set(semantic.output_proj.weight, outside.t())

@@ -163,7 +163,7 @@ class MimiTask(AdversarialTask):
             return
         assert self.teacher is not None
         features = torch.cat([self.teacher(sound) for sound in sounds])
-        fit_projections(self.codec, latents, features, self.settings.vocoder.semantic_dimensions)
+        fit_projections(self.codec, latents, features, self.settings.vocoder)
 
     def _draw_codebooks(self, context: StepContext) -> int:
         """At least one acoustic codebook beside the semantic ones."""
