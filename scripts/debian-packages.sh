@@ -1,11 +1,13 @@
 #!/bin/bash
-# Make sure of the two things that pip cannot bring: Python's venv module, which Debian packages
-# apart, and a C++ compiler, which the quality measure ViSQOL is built with.
+# Make sure of what pip cannot bring: Python's venv module and its headers, which Debian packages
+# apart, and a C++ compiler. The quality measures ViSQOL and PESQ are built with the latter two.
 set -euo pipefail
 python=$1
 
 missing=()
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+"$python" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' ||
+    missing+=(python3-dev)
 command -v c++ >/dev/null || missing+=(g++)
 if [ ${#missing[@]} -eq 0 ]; then
     exit 0

@@ -94,10 +94,10 @@ def test_an_ecdc_file_is_chosen_by_its_ending(sonorant: CommandLine) -> None:
     codec.name = "encodec_24khz"
     codec.save_pretrained(sonorant.folder / "published")
     published = ("--model", "published")
-    assert sonorant.run("compress", "in.wav", "a.ecdc", "--bandwidth", "0.8", *published) == 0
-    header = EcdcReader(sonorant.folder / "a.ecdc").header
+    assert sonorant.run("compress", "in.wav", "a.ECDC", "--bandwidth", "0.8", *published) == 0
+    header = EcdcReader(sonorant.folder / "a.ECDC").header
     assert (header.model, header.samples, header.codebooks) == ("encodec_24khz", 1000, 2)
-    assert sonorant.run("decompress", "a.ecdc", *published) == 0
+    assert sonorant.run("decompress", "a.ECDC", *published) == 0
     assert info(sonorant.folder / "a.wav").sample_rate == RATE
     line = sonorant.fails("compress", "in.wav", "b.ecdc", *MODEL)
     assert "an .ecdc file is made by encodec_24khz or encodec_48khz" in line

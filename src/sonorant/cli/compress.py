@@ -52,7 +52,7 @@ def compress(
 
     check_ending(target, [".snr", SUFFIX])
     seconds = info(source).duration_seconds
-    model = model or (ECDC_MODEL if target.suffix == SUFFIX else DEFAULT_MODEL)
+    model = model or (ECDC_MODEL if target.suffix.lower() == SUFFIX else DEFAULT_MODEL)
     codec = load_codec(model)
     coding = load_entropy_model(codec, model) if entropy else None
     watch = Stopwatch()

@@ -125,7 +125,7 @@ def compress_file(
 
 def open_compressed(source: str | Path) -> ContainerReader | EcdcReader:
     """A file to decompress; its ending says which kind it is. Raises: FormatError if damaged."""
-    return EcdcReader(source) if Path(source).suffix == SUFFIX else ContainerReader(source)
+    return EcdcReader(source) if Path(source).suffix.lower() == SUFFIX else ContainerReader(source)
 
 
 def decompress_file(
@@ -206,7 +206,7 @@ def _writer(
                 f"this entropy model knows {known_to_it[0]} codebooks of {known_to_it[1]} tokens, "
                 f"not the {codebooks} of {model.config.quantizer.codebook_size} of this codec"
             )
-    if Path(target).suffix == SUFFIX:
+    if Path(target).suffix.lower() == SUFFIX:
         return EcdcWriter(target, model, codebooks, entropy)
     header = _header_of(found, model, codebooks, entropy)
     return ContainerWriter(target, header, None if entropy is None else EntropyCoder(entropy))
