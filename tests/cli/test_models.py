@@ -26,6 +26,7 @@ def test_list_says_what_ships_and_what_is_remote(cache: Path) -> None:
     places = listed()
     assert set(places) == set(known().models)
     assert places["sonorant/codec-24khz-small"] == "shipped"
+    assert places["sonorant/mimi-small"] == "shipped"
     assert places["encodec_24khz"] == "remote"
 
 
