@@ -16,7 +16,6 @@ __all__ = ["sonorant"]  # the fixture
 def test_demo_writes_table_report_and_files(
     sonorant: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("matplotlib")
     metrics._visqol_api.cache_clear()
     monkeypatch.setitem(sys.modules, "visqol", None)
     (sonorant.folder / "out").mkdir()

@@ -49,7 +49,6 @@ def test_json_goes_to_a_file_or_is_all_that_is_printed(sonorant: CommandLine) ->
 
 
 def test_a_picture_is_drawn(sonorant: CommandLine) -> None:
-    pytest.importorskip("matplotlib")
     command = ("evaluate", "codec", "model", "sounds", *CHEAP, "--picture", "out.png")
     assert sonorant.run(*command) == 0
     assert (sonorant.folder / "out.png").read_bytes().startswith(b"\x89PNG")

@@ -2,15 +2,12 @@
 
 import json
 
-import pytest
-
 from tests.cli.running import CommandLine, sonorant
 
 __all__ = ["sonorant"]  # the fixture
 
 
 def test_writes_a_report_and_prints_its_table(sonorant: CommandLine) -> None:
-    pytest.importorskip("matplotlib")
     assert sonorant.run("study", "adam", "--steps", "50", "--seeds", "1", "--out", "out") == 0
     assert sonorant.out.startswith("setting")
     assert sonorant.out.endswith("Open out/report.html in a browser to see it.\n")
@@ -20,7 +17,6 @@ def test_writes_a_report_and_prints_its_table(sonorant: CommandLine) -> None:
 
 
 def test_refuses_bad_input(sonorant: CommandLine) -> None:
-    pytest.importorskip("matplotlib")
     (sonorant.folder / "file").write_text("x")
     (sonorant.folder / "rows").write_text("1 1:1\n-1 x\n")
     assert "is a file" in sonorant.fails("study", "lms", "--out", "file")

@@ -163,7 +163,6 @@ def test_worker_processes_give_the_same_figures(folder: Path) -> None:
 
 
 def test_the_picture_is_written_in_the_format_of_its_name(folder: Path) -> None:
-    pytest.importorskip("matplotlib")
     result = evaluate_codec(find_sounds([folder / "sounds"]), plan(folder, 0.8, 1.6))
     write_picture(result, folder / "out.png")
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")

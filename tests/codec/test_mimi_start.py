@@ -5,24 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sonorant.codec.mimi import Mimi, MimiConfig
+from sonorant.codec.mimi import MIMI_SEANET, Mimi, MimiConfig
 from sonorant.codec.mimi_start import VocoderSettings, fit_projections, start_mimi
 from sonorant.errors import ConfigError
 from sonorant.nn.quantizer import QuantizerConfig
-from sonorant.nn.seanet import SEANetConfig
 from sonorant.nn.transformer import TransformerConfig
 
 CONFIG = MimiConfig(
-    seanet=SEANetConfig(
-        dimension=64,
-        base_filters=24,
-        ratios=(8, 6, 5, 4),
-        last_kernel_size=3,
-        lstm_layers=0,
-        skip="identity",
-        pad_mode="zero",
-        norm="none",
-    ),
+    seanet=msgspec.structs.replace(MIMI_SEANET, dimension=64, base_filters=24),
     transformer=TransformerConfig(
         width=64, layers=1, heads=2, hidden=64, layer_scale=0.01, context=250, live_chunk=32
     ),

@@ -10,11 +10,11 @@ import torch
 
 from sonorant.audio import Audio, read, write
 from sonorant.codec.demo import Clip, Trial
-from sonorant.codec.report import Scale, draw, require_plots, text_table, write_report
+from sonorant.codec.report import Scale, draw, trials_table, write_report
 from sonorant.errors import DependencyError
+from sonorant.reports import require_plots
 from tests.codec.test_encodec import tiny
 
-pytest.importorskip("matplotlib")
 RATE = 8000
 
 
@@ -94,7 +94,7 @@ def test_page_asks_the_network_for_nothing(page: str) -> None:
 
 
 def test_table_for_the_terminal(trials: list[Trial]) -> None:
-    assert text_table(trials).splitlines() == [
+    assert trials_table(trials).splitlines() == [
         "clip  kb/s  bytes  smaller   SI-SNR  mel distance         ViSQOL",
         "bell  1.57  1,000       8x  -3.2 dB        4.6 dB           2.50",
         "bell  1.57  2,000       4x  -3.2 dB        4.6 dB  not installed",

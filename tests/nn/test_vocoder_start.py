@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sonorant.codec.mimi import MIMI_SEANET
 from sonorant.errors import ConfigError
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.vocoder_start import Vocoder, start_as_vocoder
 
 RATE = 24000
-CONFIG = SEANetConfig(
-    dimension=64,
-    base_filters=24,
-    ratios=(8, 6, 5, 4),
-    last_kernel_size=3,
-    lstm_layers=0,
-    skip="identity",
-    pad_mode="zero",
-    norm="none",
-)
+CONFIG = msgspec.structs.replace(MIMI_SEANET, dimension=64, base_filters=24)
 
 
 def vocoder(config: SEANetConfig = CONFIG, tones: int = 22) -> Vocoder:

@@ -30,7 +30,8 @@ def demo(out: Path, model: str) -> None:
 
     from sonorant.codec.demo import run_trials, shipped_clips
     from sonorant.codec.files import load_codec
-    from sonorant.codec.report import require_plots, text_table, write_report
+    from sonorant.codec.report import trials_table, write_report
+    from sonorant.reports import require_plots
 
     require_plots()
     codec, clips = load_codec(model), shipped_clips()
@@ -41,7 +42,7 @@ def demo(out: Path, model: str) -> None:
         trials = list(
             tqdm(run_trials(clips, codec, folder), "compressing", total, unit="file", disable=None)
         )
-        click.echo(text_table(trials))
+        click.echo(trials_table(trials))
         write_report(folder / REPORT, codec, trials)
         out.mkdir(exist_ok=True)
         for path in folder.iterdir():

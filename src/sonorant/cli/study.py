@@ -144,7 +144,8 @@ def _study(
     """Run with a progress bar, print the table, and write the report."""
     from tqdm import tqdm
 
-    from sonorant.studies.report import PAGE, check_folder, text_table, write_report
+    from sonorant.reports import text_table
+    from sonorant.studies.report import PAGE, check_folder, write_report
 
     check_folder(folder)
     with tqdm(total=total, desc="studying", unit=unit, disable=None) as bar:

@@ -165,7 +165,7 @@ def write_state_dict(model: Model, tensors: dict[str, Tensor], folder: Path) -> 
     write_pickle(tensors, folder / f"{(model.name or model.system).split('/')[-1]}.th")
 
 
-def write_pickle(content: dict[str, Any], target: Path) -> None:
+def write_pickle(content: dict[Any, Any], target: Path) -> None:
     """Write a torch pickle, whole or not at all. Raises: CheckpointError if it cannot be."""
     temporary = target.with_name(target.name + ".part")
     try:

@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from sonorant.codec.checkpoints import write_pickle
 from sonorant.codec.diffusion_bands import EqualizerConfig
 from sonorant.codec.diffusion_schedule import ScheduleConfig
 from sonorant.codec.diffusion_unet import BottleneckName, UNetConfig
@@ -381,7 +382,8 @@ def _read_bands(
 def export_original(model: MultiBandDiffusion, folder: Path) -> None:
     """Write `MODEL.pt`, which AudioCraft loads.
 
-    Raises: DependencyError without OmegaConf, whose objects the layout holds.
+    Raises: DependencyError without OmegaConf, whose objects the layout holds; CheckpointError if
+    the file cannot be written.
     """
     try:
         from omegaconf import OmegaConf
@@ -400,8 +402,4 @@ def export_original(model: MultiBandDiffusion, folder: Path) -> None:
             "model_state": network,
             "processor_state": equalizer,
         }
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{(model.name or model.system).split('/')[-1]}.pt"
-    temporary = target.with_name(target.name + ".part")
-    torch.save(content, temporary)
-    temporary.replace(target)
+    write_pickle(content, folder / f"{(model.name or model.system).split('/')[-1]}.pt")

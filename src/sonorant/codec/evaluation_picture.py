@@ -7,8 +7,8 @@ from typing import Any
 
 from sonorant.codec.evaluation import Evaluation, Totals
 from sonorant.codec.metrics import METRICS
-from sonorant.codec.report import require_plots
 from sonorant.errors import ConfigError
+from sonorant.reports import require_plots
 
 PANEL_INCHES = (3.4, 2.8)
 COLUMNS = 3

@@ -24,8 +24,8 @@ from sonorant.audio import Audio, read
 from sonorant.codec.demo import Clip, Trial
 from sonorant.dsp.mel import mel_frequencies, mel_spectrogram
 from sonorant.dsp.stft import stft
-from sonorant.errors import DependencyError
 from sonorant.model import Model
+from sonorant.reports import require_plots, text_table, write_whole
 
 PICTURE_INCHES = (9.6, 2.5)
 DOTS_PER_INCH = 150
@@ -55,33 +55,14 @@ def write_report(path: Path, codec: Model, trials: Sequence[Trial]) -> None:
         axes_left=AXES_LEFT,
         axes_width=AXES_RIGHT - AXES_LEFT,
     )
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, page.encode("utf-8"))
 
 
-def require_plots() -> None:
-    """Raises: DependencyError without matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            "the report needs matplotlib: pip install 'sonorant[plots]'"
-        ) from error
-
-
-def text_table(trials: Sequence[Trial]) -> str:
+def trials_table(trials: Sequence[Trial]) -> str:
     """The figures of all trials, for a terminal."""
     head = ["clip", "kb/s", "bytes", "smaller", "SI-SNR", "mel distance", "ViSQOL"]
     rows = [head, *([trial.clip.name, *_figures(trial)] for trial in trials)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return text_table(rows)
 
 
 def _figures(trial: Trial) -> list[str]:

@@ -128,7 +128,8 @@ def _open_file(path: Path) -> Checkpoint:
             return _read_entry(entry, [path])
     raise CheckpointError(
         f"{path} does not say which model it is of; put a {CONFIG_FILE} beside it, or name the "
-        "published model whose layout and size it has: load(path, like='encodec_24khz')"
+        "published model whose layout and size it has, once and for all in Python: "
+        "sonorant.load(path, like='encodec_24khz').save_pretrained(folder)"
     )
 
 

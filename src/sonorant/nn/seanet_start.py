@@ -34,6 +34,7 @@ from sonorant.nn.weight_setting import (
     let_through,
     next_layer,
     paired,
+    quiet_branch,
     set_weight,
     silence_biases,
     spread_out,
@@ -232,16 +233,11 @@ def _carriers(noise: NoiseBands, ratio: int, samples: int) -> Tensor:
 def _pass_block(block: ResidualBlock, samples: int, detectors: int = 0) -> None:
     """A residual block that at first hands on its first `samples` channels, and the `detectors`
     after them, to which its branch is deaf: they are loud."""
-    shortcut, last = block.shortcut, block.block.layers[-1]
-    assert isinstance(shortcut, StreamingConv1d)
-    assert isinstance(last, StreamingConv1d)
+    shortcut = block.shortcut
+    assert shortcut is not None
     signals = samples + detectors
     let_through(shortcut, torch.eye(signals)[..., None], 0)
-    full = last.conv.weight.clone()
-    full[:signals] *= BRANCH_SCALE
-    set_weight(last.conv, full)
-    if last.conv.bias is not None:
-        last.conv.bias[:signals] = 0
+    quiet_branch(block, signals, BRANCH_SCALE)
     first = next(layer for layer in block.block.layers if isinstance(layer, StreamingConv1d))
     full = first.conv.weight.clone()
     full[:, samples:signals] *= BRANCH_SCALE

@@ -36,6 +36,7 @@ from sonorant.nn.weight_setting import (
     let_through,
     next_layer,
     paired,
+    quiet_branch,
     set_weight,
     silence_biases,
     spread_out,
@@ -165,17 +166,17 @@ def _start_encoder(encoder: SEANetEncoder, vocoder: Vocoder) -> None:
     let_through(opening, torch.cat([first, -first]), config.kernel_size - 1)
     ratios = tuple(reversed(config.ratios))
     for ratio in ratios[:-2]:
-        _pass_block(next_layer(layers, ResidualBlock), 2 * samples, 0.0)
+        quiet_branch(next_layer(layers, ResidualBlock), 2 * samples, 0.0)
         gather = torch.eye(ratio * samples).view(-1, ratio, samples).transpose(1, 2)
         let_through(next_layer(layers, StreamingConv1d), paired(gather), ratio)
         samples *= ratio
-    _pass_block(next_layer(layers, ResidualBlock), 2 * samples, 0.0)
+    quiet_branch(next_layer(layers, ResidualBlock), 2 * samples, 0.0)
     detect = next_layer(layers, StreamingConv1d)
     filters, cosines = _detectors(vocoder, ratios[-2], samples)
     let_through(detect, filters, 0)
     let_through(detect, cosines, ratios[-2], len(filters))
     signals = len(filters) + len(cosines)
-    _pass_block(next_layer(layers, ResidualBlock), signals, 0.0)
+    quiet_branch(next_layer(layers, ResidualBlock), signals, 0.0)
     collect = next_layer(layers, StreamingConv1d)
     terms, tones = _terms(vocoder), _tone_filters(vocoder)
     let_through(collect, terms, ratios[-1])
@@ -247,20 +248,20 @@ def _start_decoder(decoder: SEANetDecoder, vocoder: Vocoder) -> None:
     assert first.conv.bias is not None
     first.conv.bias[: rows + 1] = noise.offset - math.log(LOUDEST)
     _start_carriers(next_layer(layers, StreamingConvTranspose1d), vocoder)
-    _pass_block(
+    quiet_branch(
         next_layer(layers, ResidualBlock),
         2 * vocoder.cosines + CARRIERS * vocoder.high_bands,
         BRANCH_SCALE,
     )
     samples = vocoder.inner // config.ratios[1]
     _start_high_carriers(next_layer(layers, StreamingConvTranspose1d), vocoder)
-    _pass_block(next_layer(layers, ResidualBlock), 2 * samples, BRANCH_SCALE)
+    quiet_branch(next_layer(layers, ResidualBlock), 2 * samples, BRANCH_SCALE)
     for ratio in config.ratios[2:]:
         samples //= ratio
         scatter = torch.eye(ratio * samples).view(-1, ratio, samples).permute(2, 0, 1)
         layer = next_layer(layers, StreamingConvTranspose1d)
         spread_out(layer, paired(scatter).transpose(0, 1))
-        _pass_block(next_layer(layers, ResidualBlock), 2 * samples, BRANCH_SCALE)
+        quiet_branch(next_layer(layers, ResidualBlock), 2 * samples, BRANCH_SCALE)
     last = torch.full((1, 1, 1), 1 / SIGNAL_SCALE) / 2
     closing = next_layer(layers, StreamingConv1d)
     let_through(closing, torch.cat([last, -last], 1), config.last_kernel_size - 1)
@@ -353,14 +354,3 @@ def _window(length: int, fade: int, total: int) -> Tensor:
     window[:fade] = ramp
     window[length : length + fade] = 1 - ramp
     return window
-
-
-def _pass_block(block: ResidualBlock, signals: int, scale: float) -> None:
-    """A residual block whose branch adds `scale` of what it might to the first `signals`."""
-    last = block.block.layers[-1]
-    assert isinstance(last, StreamingConv1d)
-    full = last.conv.weight.clone()
-    full[:signals] *= scale
-    set_weight(last.conv, full)
-    if last.conv.bias is not None:
-        last.conv.bias[:signals] = 0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sonorant.nn.conv import StreamingConv1d, StreamingConvTranspose1d
+from sonorant.nn.seanet import ResidualBlock
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -74,6 +75,17 @@ def spread_out(layer: StreamingConvTranspose1d, weight: Tensor, first_input: int
     set_weight(conv, full)
     if conv.bias is not None:
         conv.bias[:outputs] = 0
+
+
+def quiet_branch(block: ResidualBlock, signals: int, scale: float) -> None:
+    """Let the branch of a residual block add only `scale` of what it might to the first `signals`
+    channels."""
+    last = block.last.conv
+    full = last.weight.clone()
+    full[:signals] *= scale
+    set_weight(last, full)
+    if last.bias is not None:
+        last.bias[:signals] = 0
 
 
 def set_weight(conv: nn.Conv1d | nn.ConvTranspose1d, weight: Tensor) -> None:

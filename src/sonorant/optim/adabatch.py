@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sonorant.errors import ConfigError
-from sonorant.optim.checks import check_gradients, check_group, parameters_or_error
+from sonorant.optim.checks import check_gradients, check_group, loss_of, parameters_or_error
 from sonorant.optim.sample_sums import (
     SampleSums,
     SumBuffers,
@@ -85,10 +85,7 @@ class AdaBatch(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, samples: int | None = None) -> Any:
         """One step. samples: how many the batch has, for parameters with a dense gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         parameters = [p for group in self.param_groups for p in group["params"]]
         moves = iter(self._sums.collect(parameters, samples))
         for group in self.param_groups:
@@ -154,10 +151,7 @@ class AdaBatchWrapper(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, samples: int | None = None) -> Any:
         """One step. samples: how many the batch has, for parameters with a dense gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         parameters = [p for group in self.param_groups for p in group["params"]]
         for parameter, sums in zip(
             parameters, self._sums.collect(parameters, samples), strict=True

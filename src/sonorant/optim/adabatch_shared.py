@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sonorant.errors import ConfigError
-from sonorant.optim.checks import check_gradients, check_group, parameters_or_error
+from sonorant.optim.checks import check_gradients, check_group, loss_of, parameters_or_error
 from sonorant.optim.sample_sums import SampleSums, samples_of
 
 
@@ -83,10 +83,7 @@ class SharedAdaBatch(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step together with the other workers."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         shared, lr = self._shared, self.param_groups[0]["lr"]
         touched = self._add()
         shared.wait()

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sonorant.errors import ConfigError
-from sonorant.optim.checks import check_gradients, check_group, parameters_or_error
+from sonorant.optim.checks import check_gradients, check_group, loss_of, parameters_or_error
 
 _BLOCK = 32_768
 """Elements for one thread: the least that torch gives to each, and small enough for its cache."""
@@ -81,10 +81,7 @@ class _SumOptimizer(Optimizer, ABC):
         Raises: ConfigError if a gradient is not finite, or sparse where momentum is not 0. In both
         cases no parameter has changed.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         groups = [
             [parameter for parameter in group["params"] if parameter.grad is not None]
             for group in self.param_groups

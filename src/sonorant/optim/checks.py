@@ -1,9 +1,9 @@
-"""What every optimiser here asks of its parameters and gradients, said once."""
+"""What every optimiser here does first: get a loss, and check gradients and parameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,14 @@ def parameters_or_error(parameters: Iterable[Any]) -> list[Any]:
     if not listed:
         raise ConfigError("the optimiser got no parameters: has the module any?")
     return listed
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure of a step gives, which computes the gradients anew; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def check_group(group: dict[str, Any]) -> None:

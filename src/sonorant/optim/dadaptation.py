@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sonorant.errors import ConfigError
-from sonorant.optim.checks import check_gradients, check_group, parameters_or_error
+from sonorant.optim.checks import check_gradients, check_group, loss_of, parameters_or_error
 
 
 class DAdaptAdam(Optimizer):
@@ -93,10 +93,7 @@ class DAdaptAdam(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Raises: ConfigError for sparse or not finite gradients; nothing has changed."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         self._check_shared()
         groups = [
             (group, [parameter for parameter in group["params"] if parameter.grad is not None])

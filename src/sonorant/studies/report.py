@@ -11,7 +11,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from sonorant.errors import ConfigError, DependencyError
+from sonorant.errors import ConfigError
+from sonorant.reports import require_plots, write_whole
 
 PAGE, FIGURES = "report.html", "results.json"
 PANEL_INCHES = (4.6, 3.6)
@@ -62,12 +63,7 @@ class Report:
 
 def check_folder(folder: Path) -> None:
     """Raises: ConfigError if the folder cannot be written; DependencyError without matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            "the report needs matplotlib: pip install 'sonorant[plots]'"
-        ) from error
+    require_plots()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and the report needs a folder")
 
@@ -80,7 +76,7 @@ def write_report(folder: Path, report: Report) -> None:
     figures = []
     for picture in report.pictures:
         drawn = _draw(picture)
-        _write(folder / f"{picture.name}.png", drawn)
+        write_whole(folder / f"{picture.name}.png", drawn)
         data = base64.b64encode(drawn).decode("ascii")
         figures.append(
             f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(picture.caption)}">'
@@ -92,17 +88,9 @@ def write_report(folder: Path, report: Report) -> None:
         table=_html_table(report.rows),
         pictures="\n".join(figures),
     )
-    _write(folder / PAGE, page.encode("utf-8"))
+    write_whole(folder / PAGE, page.encode("utf-8"))
     encoded = msgspec.json.encode(report.results, enc_hook=lambda value: value.tolist())
-    _write(folder / FIGURES, msgspec.json.format(encoded, indent=2) + b"\n")
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """The same table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    write_whole(folder / FIGURES, msgspec.json.format(encoded, indent=2) + b"\n")
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
@@ -131,9 +119,3 @@ def _draw(picture: Picture) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
