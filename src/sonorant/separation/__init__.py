@@ -1,0 +1,1 @@
+"""Music source separation: a mixture into its stems, and how well that went."""
