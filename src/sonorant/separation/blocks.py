@@ -1,0 +1,302 @@
+"""What all Demucs models are made of beside plain convolutions.
+
+Sources: Demucs (arXiv 1911.13254, section 3) for the LSTM at the bottom and the scaling of initial
+weights; Hybrid Demucs (arXiv 2111.03600, section 4) for the residual branches with their LSTM on
+frames and local attention, and for the embedding of frequencies; numbers as in the published
+package (demucs 4.1.0). Attributes have the published names, in the published order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sonorant.errors import ShapeError
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+
+SELF_SCORE = -100.0  # of a step with itself, which local attention leaves out
+FIRST_DECAY = -2.0  # bias of the decays: every head begins with a wide view (published package)
+
+
+def center_trim(x: Tensor, length: int) -> Tensor:
+    """The middle `length` steps of x [..., time]; the odd one too many goes on the right.
+
+    Raises: ShapeError if x is shorter than that.
+
+    >>> center_trim(torch.arange(6), 3).tolist()
+    [1, 2, 3]
+    """
+    excess = x.shape[-1] - length
+    if excess < 0:
+        raise ShapeError(f"cannot trim {x.shape[-1]} steps to {length}")
+    return x[..., excess // 2 : excess // 2 + length]
+
+
+def pad1d(
+    x: Tensor,
+    left: int,
+    right: int,
+    mode: Literal["constant", "reflect"] = "constant",
+    value: float = 0.0,
+) -> Tensor:
+    """Pad x [batch, channels, time] in time; reflection also works on very short sounds.
+
+    A sound too short to be reflected first gets as many zeros as it lacks, on the right as far as
+    the right padding reaches, then on the left; reflection adds the rest.
+
+    >>> pad1d(torch.ones(1, 1, 2), 1, 3, "reflect").tolist()
+    [[[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]]
+    """
+    if mode != "reflect":
+        return F.pad(x, (left, right), mode, value)
+    missing = max(0, max(left, right) - x.shape[-1] + 1)
+    zeros_right = min(right, missing)
+    zeros_left = missing - zeros_right
+    if missing:
+        x = F.pad(x, (zeros_left, zeros_right))
+    return F.pad(x, (left - zeros_left, right - zeros_right), "reflect")
+
+
+@torch.no_grad()
+def rescale_convolutions(module: nn.Module, reference: float) -> None:
+    """Bring the initial weights of every convolution below `module` closer to one scale.
+
+    Weight and bias are divided by sqrt(std(weight) / reference).
+    Source: arXiv 1911.13254, section 3.3.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Convolution):
+            scale = (layer.weight.std() / reference).sqrt()
+            layer.weight /= scale
+            if layer.bias is not None:
+                layer.bias /= scale
+
+
+class ChannelScale(nn.Module):
+    """A learned factor per channel, small at first. Shape: [batch, channels, time].
+
+    Source: LayerScale of CaiT (arXiv 2103.17239, section 2.1).
+    """
+
+    def __init__(self, channels: int, initial: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), float(initial)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale[:, None]
+
+
+class BLSTM(nn.Module):
+    """LSTM in both directions, then a linear layer back to `channels`.
+
+    With `max_steps`, a longer sound is seen in frames of that many steps, which overlap by half;
+    each frame gives its middle half, the first and the last also their outer quarter.
+    Shape: x [batch, channels, time] -> the same. skip: add x to the result.
+    """
+
+    def __init__(
+        self, channels: int, layers: int = 2, max_steps: int | None = 200, skip: bool = True
+    ) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(channels, channels, layers, bidirectional=True)
+        self.linear = nn.Linear(2 * channels, channels)
+        self.max_steps = max_steps
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.max_steps is not None and x.shape[-1] > self.max_steps:
+            y = self._in_frames(x, self.max_steps)
+        else:
+            y = self._whole(x)
+        return x + y if self.skip else y
+
+    def _whole(self, x: Tensor) -> Tensor:
+        steps, _ = self.lstm(x.permute(2, 0, 1))
+        result: Tensor = self.linear(steps).permute(1, 2, 0)
+        return result
+
+    def _in_frames(self, x: Tensor, width: int) -> Tensor:
+        batch, channels, steps = x.shape
+        stride, cut = width // 2, width // 4
+        count = math.ceil(steps / stride)
+        padded = F.pad(x, (0, (count - 1) * stride + width - steps))
+        frames = padded.unfold(-1, width, stride).transpose(1, 2)  # [batch, count, channels, width]
+        y = self._whole(frames.reshape(-1, channels, width)).view(batch, count, channels, width)
+        parts = [y[:, 0, :, : width - cut]]
+        parts += [y[:, index, :, cut : width - cut] for index in range(1, count - 1)]
+        parts += [y[:, -1, :, cut:]]
+        return torch.cat(parts, dim=-1)[..., :steps]
+
+
+class LocalState(nn.Module):
+    """Attention that sees the neighbourhood of each step; how far, it decides from the content.
+
+    The score of step t for step s falls by a learned sum of decays times |t - s|; a step does not
+    attend to itself. frequencies: also score t - s by cosines of the periods 1 to that many.
+    Shape: x [batch, channels, time] -> x plus what was attended to.
+    """
+
+    def __init__(
+        self, channels: int, heads: int = 4, decays: int = 4, frequencies: int = 0
+    ) -> None:
+        super().__init__()
+        self.heads, self.decays, self.frequencies = heads, decays, frequencies
+        self.content = nn.Conv1d(channels, channels, 1)
+        self.query = nn.Conv1d(channels, channels, 1)
+        self.key = nn.Conv1d(channels, channels, 1)
+        if frequencies:
+            self.query_freqs = nn.Conv1d(channels, heads * frequencies, 1)
+        if decays:
+            self.query_decay = nn.Conv1d(channels, heads * decays, 1)
+            with torch.no_grad():
+                self.query_decay.weight *= 0.01
+                self.query_decay.bias.fill_(FIRST_DECAY)  # type: ignore[union-attr]
+        self.proj = nn.Conv1d(channels + heads * frequencies, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
+        difference = steps[:, None] - steps  # [time of the key, time of the query]
+        query, key = self._by_head(self.query(x)), self._by_head(self.key(x))
+        scores = key.transpose(2, 3) @ query / math.sqrt(key.shape[2])
+        if self.decays:
+            rates = torch.arange(1, self.decays + 1, device=x.device, dtype=x.dtype)
+            decays = self._by_head(self.query_decay(x)).sigmoid() / 2
+            slope = (rates @ decays) / math.sqrt(self.decays)  # [batch, heads, time of the query]
+            scores = scores - difference.abs() * slope[:, :, None]
+        if self.frequencies:
+            periods = torch.arange(1, self.frequencies + 1, device=x.device, dtype=x.dtype)
+            cosines = torch.cos(2 * math.pi * difference / periods[:, None, None])
+            strengths = self._by_head(self.query_freqs(x)) / math.sqrt(self.frequencies)
+            scores = scores + torch.einsum("pts,bhps->bhts", cosines, strengths)
+        same = torch.eye(len(steps), device=x.device, dtype=torch.bool)
+        weights = scores.masked_fill(same, SELF_SCORE).softmax(dim=2)
+        result = self._by_head(self.content(x)) @ weights
+        if self.frequencies:
+            seen = torch.einsum("bhts,pts->bhps", weights, cosines)
+            result = torch.cat([result, seen], dim=2)
+        return x + self.proj(result.flatten(1, 2))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[batch, heads * width, time] -> [batch, heads, width, time]."""
+        return x.unflatten(1, (self.heads, -1))
+
+
+class DConvConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Residual branches of one layer.
+
+    compress: how many times narrower they are than the layer. depth: how many there are; the n-th
+    dilates its convolution by 2^n, or not at all if depth is negative. initial_scale: factor of
+    what they add, before training. heads, decays: of the local attention.
+    """
+
+    compress: float = 4
+    depth: int = 2
+    initial_scale: float = 1e-4
+    norm: bool = True
+    attention: bool = False
+    lstm: bool = False
+    heads: int = 4
+    decays: int = 4
+    kernel_size: int = 3
+    gelu: bool = True
+
+
+class DConv(nn.Module):
+    """Residual branches: a dilated convolution to few channels, and back to all of them.
+
+    Shape: x [batch, channels, time], or [batch, channels, bins, time] where every bin is a sound
+    of its own, -> the same.
+    """
+
+    def __init__(self, channels: int, config: DConvConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            _branch(channels, 2**index if config.depth > 0 else 1, config)
+            for index in range(abs(config.depth))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            batch, channels, bins, time = x.shape
+            rows = x.transpose(1, 2).reshape(-1, channels, time)
+            return self(rows).view(batch, bins, channels, time).transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def _branch(channels: int, dilation: int, config: DConvConfig) -> nn.Sequential:
+    hidden, kernel = int(channels / config.compress), config.kernel_size
+    layers: list[nn.Module] = [
+        nn.Conv1d(channels, hidden, kernel, dilation=dilation, padding=dilation * (kernel // 2)),
+        nn.GroupNorm(1, hidden) if config.norm else nn.Identity(),
+        nn.GELU() if config.gelu else nn.ReLU(),
+    ]
+    if config.lstm:
+        layers.append(BLSTM(hidden))
+    if config.attention:
+        layers.append(LocalState(hidden, config.heads, config.decays))
+    layers += [
+        nn.Conv1d(hidden, 2 * channels, 1),
+        nn.GroupNorm(1, 2 * channels) if config.norm else nn.Identity(),
+        nn.GLU(dim=1),
+        ChannelScale(channels, config.initial_scale),
+    ]
+    return nn.Sequential(*layers)
+
+
+class ScaledEmbedding(nn.Module):
+    """A table whose stored numbers are `scale` times smaller than what it gives, to learn faster.
+
+    smooth: neighbouring rows begin close to each other, as a random walk.
+    Shape: indices [...] -> [..., width].
+    """
+
+    def __init__(self, rows: int, width: int, scale: float = 10.0, smooth: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(rows, width)
+        self.scale = scale
+        with torch.no_grad():
+            if smooth:
+                walk = self.embedding.weight.cumsum(dim=0)
+                steps = torch.arange(1, rows + 1, dtype=walk.dtype)
+                self.embedding.weight.copy_(walk / steps.sqrt()[:, None])
+            self.embedding.weight /= scale
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows [rows, width], as given."""
+        return self.embedding.weight * self.scale
+
+    def forward(self, indices: Tensor) -> Tensor:
+        result: Tensor = self.embedding(indices) * self.scale
+        return result
+
+
+def sinusoidal_grid(width: int, bins: int, frames: int, max_period: float = 10000.0) -> Tensor:
+    """Position vectors of a spectrogram, fp32 [width, bins, frames]; width is a multiple of 4.
+
+    The first half of the channels tells the frame, the second half the bin: sines and cosines in
+    turn, of geometrically spaced frequencies.
+    Raises: ShapeError for another width.
+    Source: arXiv 2211.08553, section 3, after the published package (demucs 4.1.0).
+
+    >>> sinusoidal_grid(8, bins=3, frames=5).shape
+    torch.Size([8, 3, 5])
+    """
+    if width % 4:
+        raise ShapeError(f"positions on a grid need a multiple of 4 channels, got {width}")
+    half = width // 2
+    rates = torch.exp(torch.arange(0, half, 2) * -(math.log(max_period) / half))[:, None]
+    time, frequency = (
+        torch.stack([(rates * at).sin(), (rates * at).cos()], dim=1).view(half, -1)
+        for at in (torch.arange(frames), torch.arange(bins))
+    )
+    shape = (half, bins, frames)
+    return torch.cat([time[:, None].expand(shape), frequency[:, :, None].expand(shape)])
