@@ -2,6 +2,7 @@
 
 Source: EnCodec on segments (arXiv 2210.13438, section 3.2; weights as in the published package).
 Every sample is the mean of the pieces that hold it, each weighted by how far inside it stands.
+Demucs weights the same way (arXiv 1911.13254, its package), up to a constant that cancels.
 """
 
 from __future__ import annotations
@@ -43,19 +44,24 @@ def overlap_add(frames: Iterable[Tensor], stride: int) -> Tensor:
 class OverlapAdder:
     """`overlap_add` of pieces that come one by one; keeps no more than one piece.
 
+    weights `[samples]`: in place of triangular ones as long as the first piece; no piece may be
+    longer.
+
     >>> adder = OverlapAdder(stride=3)
     >>> adder.push(torch.ones(1, 4)).shape, adder.push(torch.ones(1, 4)).shape, adder.flush().shape
     (torch.Size([1, 0]), torch.Size([1, 3]), torch.Size([1, 4]))
     """
 
-    def __init__(self, stride: int) -> None:
+    def __init__(self, stride: int, weights: Tensor | None = None) -> None:
         if stride < 1:
             raise ShapeError(f"pieces must start at least one sample apart, got stride={stride}")
         self.stride = stride
+        self._given = weights
         self._reset()
 
     def _reset(self) -> None:
         self._weights: Tensor | None = None
+        self._settled = True  # whether all samples before the next piece have been handed out
         self._sum = torch.zeros(0)  # weighted samples from the start of the last piece on
         self._sum_weights = torch.zeros(0)
 
@@ -66,20 +72,31 @@ class OverlapAdder:
         """
         samples = frame.shape[-1]
         if self._weights is None:
-            self._weights = triangular_weights(samples, frame.dtype, frame.device)
+            self._weights = self._given
+            if self._weights is None:
+                self._weights = triangular_weights(samples, frame.dtype, frame.device)
             self._sum, self._sum_weights = frame[..., :0], self._weights[:0]
-            final = self._sum
-        else:
-            final = self._take(self.stride)
+        final = self._sum[..., :0] if self._settled else self._take(self.stride)
+        self._settled = False
         if samples > len(self._weights):
             raise ShapeError(
-                f"a piece of {samples} samples follows a first one of {len(self._weights)}; "
-                "only shorter ones may"
+                f"a piece of {samples} samples does not fit the weights of {len(self._weights)}, "
+                "the length of the first one; only shorter ones may follow"
             )
         weights = self._weights[:samples]
         self._sum = _add(self._sum, frame * weights)
         self._sum_weights = _add(self._sum_weights, weights)
         return final
+
+    def settle(self) -> Tensor:
+        """The samples `[..., stride]` before the next piece, without waiting for it.
+
+        None of them if the last piece is shorter than that, for then it may well be the last.
+        """
+        if self._settled or self._sum.shape[-1] < self.stride:
+            return self._sum[..., :0]
+        self._settled = True
+        return self._take(self.stride)
 
     def flush(self) -> Tensor:
         """The rest of the signal. The next push begins a new one."""

@@ -7,11 +7,25 @@ networks differ; the facts that applying, training and evaluation need from them
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sonorant.audio import Audio
 from sonorant.model import Model
+from sonorant.separation.apply import apply
+from sonorant.separation.mixture import Level, as_mixture
+from sonorant.separation.settings import Progress, settings_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network and its weight in the mean for each of the sources."""
+
+    model: Separator
+    weights: tuple[float, ...]
 
 
 class Separator(Model, ABC):
@@ -42,6 +56,37 @@ class Separator(Model, ABC):
     def valid_length(self, samples: int) -> int:
         """The shortest length of at least `samples` at which no layer leaves out a sample."""
         return samples
+
+    def separate(
+        self,
+        audio: Audio,
+        *,
+        stems: Sequence[str] | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> dict[str, Audio]:
+        """The stems of a sound of any rate and number of channels, at the model's rate.
+
+        stems: only these of `sources`; networks of a bag that contribute to none are not run.
+        progress: called with the seconds of sound done, and those in all.
+        settings: fields of `Settings`, such as `shifts=10` or `overlap=0.5`.
+        Mono is taken as equal channels; of more channels than the model's, the first ones.
+        Raises: AudioError for a sound that is empty or not finite; ConfigError for an unknown stem
+        or settings that the model cannot have.
+        """
+        mix = as_mixture(audio.check(), self)
+        level = Level.of(mix.samples)
+        scaled = level.normalize(mix.samples)[None]
+        separated = apply(self, scaled, settings_of(settings), stems, progress)[0]
+        names = self.sources if stems is None else stems
+        return {
+            name: Audio(level.restore(stem), self.sample_rate)
+            for name, stem in zip(names, separated, strict=True)
+        }
+
+    def parts(self) -> list[Part]:
+        """The networks whose weighted mean it is: itself, but for a bag of several."""
+        return [Part(self, (1.0,) * len(self.sources))]
 
     @abstractmethod
     def forward(self, mix: Tensor) -> Tensor:
