@@ -86,9 +86,18 @@ class Case:
         return _tolerance_in(self.readme[self.readme.lower().rfind("tolerance") :])
 
     def tolerance_of(self, name: str) -> tuple[float, float]:
-        """That of one tensor: from the clause that `clauses` names, else the first stated."""
-        stated = self.readme[self.readme.lower().rfind("tolerance") :]
+        """That of one tensor: from the clause that `clauses` names, else the first stated.
+
+        `X x max|reference| per tensor (Y for ...)` is absolute, of the largest recorded number: X,
+        or Y for tensors with a clause.
+        """
         clause = self.clauses.get(name)
+        if of_peak := re.search(_NUMBER + r" x max\|reference\|", self.readme):
+            wider = re.search(r"\(" + _NUMBER + " for ", self.readme[of_peak.end() :])
+            share = wider[1] if clause and wider else of_peak[1]
+            recorded = self.io[name]
+            return 0.0, float(share) * float(recorded.abs().max()) if recorded.numel() else 0.0
+        stated = self.readme[self.readme.lower().rfind("tolerance") :]
         for part in stated.split(";") if clause else ():
             if clause in part:
                 return _tolerance_in(part)

@@ -61,6 +61,14 @@ def test_a_tensor_may_follow_a_clause_of_its_own() -> None:
     assert case.tolerance_of("sampled") == (1e-3, 1e-4)
 
 
+def test_a_tolerance_may_be_a_share_of_the_largest_number() -> None:
+    readme = "Tolerance: max abs error <= 1e-5 x max|reference| per tensor (1e-4 for an LSTM)."
+    io = {"conv": torch.tensor([0.0, -20.0]), "lstm": torch.tensor([20.0])}
+    case = Case(Path("x"), {}, {}, io, readme, clauses={"lstm": "LSTM"})
+    assert case.tolerance_of("conv") == (0.0, pytest.approx(2e-4))
+    assert case.tolerance_of("lstm") == (0.0, pytest.approx(2e-3))
+
+
 def test_a_wrong_value_or_shape_is_a_miss() -> None:
     theirs = torch.tensor([1.0, 2.0])
     assert compare("a", theirs.clone(), theirs, (1e-4, 1e-5)).passed
