@@ -82,7 +82,7 @@ def trained(loss: IndependenceConfig | None, options: argparse.Namespace) -> Enc
         segments=SegmentConfig(sample_rate=24_000, segment_seconds=0.3),
         adversary=AdversarySettings(from_step=NEVER, per_bandwidth=False),
         independence=independence,
-        learning_rate=5e-6,  # the codec's designed encoder unlearns at higher rates
+        learning_rate=5e-7,  # the designed encoder unlearns at 5e-6
         adam_betas=(0.8, 0.99),
     )
     config = TrainingConfig(

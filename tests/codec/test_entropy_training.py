@@ -86,6 +86,38 @@ def test_a_run_saves_bits_and_compress_finds_its_model(
     assert (tmp_path / "out.wav").exists()
 
 
+def test_training_goes_on_from_a_model(settings: EntropySettings, tmp_path: Path) -> None:
+    first = EntropyTask(settings).model
+    first.save_pretrained(tmp_path / "first")
+    going_on = msgspec.structs.replace(settings, start=str(tmp_path / "first"))
+    for name, tensor in EntropyTask(going_on).model.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name]), name
+    other = msgspec.structs.replace(going_on, model=msgspec.structs.replace(MODEL, rank=8))
+    with pytest.raises(ConfigError, match="another config"):
+        EntropyTask(other)
+
+
+@pytest.mark.parametrize("method", ["diffq", "lsq", "uniform"])
+def test_a_quantised_entropy_model_is_found_and_decodes_what_it_coded(
+    settings: EntropySettings, tmp_path: Path, method: str
+) -> None:
+    made = recipe(settings, steps=4, evaluate_every=0)
+    quantization = {"method": method, "choice": {"min_size_mb": 0.0001}}
+    made = msgspec.convert(msgspec.to_builtins(made) | {"quantization": quantization}, Recipe)
+    train(made, tmp_path / "run", short_names=SHORT_NAMES)
+    plain = (tmp_path / "plain").absolute()
+    EntropyTask(settings).model.save_pretrained(plain, torch.float16)
+    sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "run" / "model", plain)]
+    assert sizes[0] < sizes[1]
+    (tmp_path / "run" / "model").rename(tmp_path / "codec" / "entropy")
+    codec = load_codec(tmp_path / "codec")
+    entropy = load_entropy_model(codec, tmp_path / "codec")
+    source = sound_file(tmp_path / "in.wav", 2000)
+    compress_file(source, tmp_path / "coded.snr", codec, entropy=entropy)
+    decompress_file(tmp_path / "coded.snr", tmp_path / "out.wav", codec, entropy=entropy)
+    assert (tmp_path / "out.wav").exists()
+
+
 def flat(content: object, name: str = "") -> dict[str, float]:
     """All numbers of a log line, by their path."""
     if isinstance(content, dict):

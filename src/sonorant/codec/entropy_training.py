@@ -41,6 +41,7 @@ class EntropySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     manifest: JSON Lines file of the audio, relative to the working folder.
     codec: name or path of the codec whose tokens are learned.
     tokens: folder in which they are kept.
+    start: folder of an entropy model to train on, instead of fresh weights.
     published: train this model of the published kind instead of the compact `model`.
     largest_offset: positions begin at a random frame up to this one.
     train_items, valid_items: sequences per epoch, and in the validation set.
@@ -49,6 +50,7 @@ class EntropySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     manifest: str
     codec: str = "sonorant/codec-24khz-small"
     tokens: str = "datasets/tokens"
+    start: str | None = None
     model: CompactEntropyConfig = CompactEntropyConfig()
     published: EntropyConfig | None = None
     segment_seconds: float = 5.0
@@ -73,11 +75,7 @@ class EntropyTask(Task):
         if not hasattr(self.codec.config, "target_bandwidths_kbps"):
             raise ConfigError(f"{settings.codec} has no bandwidths to draw from")
         self.bandwidths: tuple[float, ...] = self.codec.config.target_bandwidths_kbps
-        self.model: EntropyCore
-        if settings.published is None:
-            self.model = CompactEntropyModel(settings.model)
-        else:
-            self.model = EntropyModel(settings.published)
+        self.model = first_model(settings)
         quantizer, config = self.codec.config.quantizer, self.model.config
         if (quantizer.codebooks, quantizer.codebook_size) != (
             config.codebooks,
@@ -149,3 +147,21 @@ class EntropyTask(Task):
     def export(self, folder: Path) -> None:
         """Half the bytes in fp16; the coder's steps are no finer."""
         self.model.save_pretrained(folder, torch.float16)
+
+
+def first_model(settings: EntropySettings) -> EntropyCore:
+    """The model that training starts from.
+
+    Raises: ConfigError if `start` has another config than the recipe's model; as `load`.
+    """
+    kind = CompactEntropyModel if settings.published is None else EntropyModel
+    config = settings.published or settings.model
+    if settings.start is None:
+        return kind(config)  # type: ignore[arg-type]
+    model = kind.from_pretrained(settings.start)
+    if model.config != config:
+        raise ConfigError(
+            f"{settings.start} has another config than the recipe's model; "
+            "copy the one from its config.json"
+        )
+    return model.train()
