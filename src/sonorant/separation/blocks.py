@@ -63,6 +63,36 @@ def pad1d(
     return F.pad(x, (left - zeros_left, right - zeros_right), "reflect")
 
 
+def mono_level(mix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over time, each [batch, 1, 1], of the mean of the channels.
+
+    Shape: mix [batch, channels, time].
+    """
+    mono = mix.mean(dim=1, keepdim=True)
+    correction = min(1, mono.shape[-1] - 1)  # the deviation of a single sample is 0, not NaN
+    std = mono.std(dim=-1, keepdim=True, correction=correction)
+    return mono.mean(dim=-1, keepdim=True), std
+
+
+def covered_length(
+    samples: int, depth: int, kernel_size: int, stride: int, context: int = 1
+) -> int:
+    """The shortest length of at least `samples` at which no layer of a U-Net leaves out a step.
+
+    The U-Net has `depth` unpadded convolutions and as many transposed ones; before each of the
+    latter, an unpadded convolution over `context` steps shortens the sound.
+
+    >>> covered_length(101, depth=2, kernel_size=8, stride=4)
+    116
+    """
+    length = samples
+    for _ in range(depth):
+        length = max(1, math.ceil((length - kernel_size) / stride) + 1) + context - 1
+    for _ in range(depth):
+        length = (length - 1) * stride + kernel_size
+    return length
+
+
 @torch.no_grad()
 def rescale_convolutions(module: nn.Module, reference: float) -> None:
     """Bring the initial weights of every convolution below `module` closer to one scale.
