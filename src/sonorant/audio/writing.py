@@ -40,6 +40,7 @@ RATES = {
     "OPUS": (8000, 12000, 16000, 24000, 48000),
     "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
 }
+MP3_KBPS = (32, 320)
 
 
 def write(
@@ -68,12 +69,17 @@ class AudioWriter:
 
     Use it in a `with` statement: the file gets its name when the block ends well; after an error
     nothing is left. Encodings that lack the rate (Opus at 44.1 kHz) get the next higher one they
-    have, else their highest.
+    have, else their highest. bitrate_kbps: of MP3, 32 to 320; None for libsndfile's choice.
     Raises: AudioError if the name, rate, channels or folder cannot be used, or writing fails.
     """
 
     def __init__(
-        self, path: str | Path, sample_rate: int, channels: int, float_samples: bool = False
+        self,
+        path: str | Path,
+        sample_rate: int,
+        channels: int,
+        float_samples: bool = False,
+        bitrate_kbps: int | None = None,
     ) -> None:
         self.path = Path(path)
         container, encoding = _encoding_of(self.path, float_samples)
@@ -90,7 +96,13 @@ class AudioWriter:
         self._part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             self._file = soundfile.SoundFile(
-                str(self._part), "w", rate, channels, encoding, format=container
+                str(self._part),
+                "w",
+                rate,
+                channels,
+                encoding,
+                format=container,
+                **_mp3_options(self.path, container, bitrate_kbps),
             )
         except (OSError, ValueError, soundfile.LibsndfileError) as error:
             self._part.unlink(missing_ok=True)
@@ -156,6 +168,19 @@ class AudioWriter:
             self._file.write(data)
         except (OSError, soundfile.LibsndfileError) as error:
             raise AudioError(f"cannot write {self.path}: {reason_of(error)}") from error
+
+
+def _mp3_options(path: Path, container: str, bitrate_kbps: int | None) -> dict[str, Any]:
+    """libsndfile takes the bitrate as a number from 0 for the highest to 1 for the lowest."""
+    if bitrate_kbps is None:
+        return {}
+    low, high = MP3_KBPS
+    if container != "MP3" or not low <= bitrate_kbps <= high:
+        raise AudioError(
+            f"cannot write {path} at {bitrate_kbps} kb/s: only .mp3 takes a rate, {low} to {high}"
+        )
+    level = min((high - bitrate_kbps) / (high - low), 0.999)  # libsndfile refuses 1 itself
+    return {"bitrate_mode": "CONSTANT", "compression_level": level}
 
 
 def _encoding_of(path: Path, float_samples: bool) -> tuple[str, str]:

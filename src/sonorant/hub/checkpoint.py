@@ -115,7 +115,7 @@ def _open_file(path: Path) -> Checkpoint:
             return _read_layout(layout, [path])
     entries = known().models.values()
     for entry in entries:
-        if path.name in [*entry.paths, *(remote.name for remote in entry.files)]:
+        if [path.name] == [*entry.paths, *(remote.name for remote in entry.files)]:
             return _read_entry(entry, [path])
     if path.suffix in WEIGHTS_SUFFIXES and path.with_name(CONFIG_FILE).is_file():
         return _read_described(path.with_name(CONFIG_FILE), path)
@@ -124,8 +124,13 @@ def _open_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     for entry in entries:
-        if any(digest.startswith(remote.sha256) for remote in entry.files):
+        if len(entry.files) == 1 and digest.startswith(entry.files[0].sha256):
             return _read_entry(entry, [path])
+    for layout in known().layouts.values():
+        if layout.suffix is not None and path.name.lower().endswith(layout.suffix):
+            found = resolve(str(layout.reader))([path])
+            if found is not None:
+                return Checkpoint(found[0], None, found[1], found[2], str(path))
     raise CheckpointError(
         f"{path} does not say which model it is of; put a {CONFIG_FILE} beside it, or name the "
         "published model whose layout and size it has, once and for all in Python: "

@@ -38,17 +38,19 @@ class LayoutEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A published layout whose files say themselves what they hold, and who reads them.
 
     It is known by the `model_type` in a `config.json` beside the weights, as transformers writes
-    them, or by the name of its only file.
+    them, by the name of its only file, or by what such names end in (`suffix`). The reader of the
+    last kind returns None for a file that is something else.
     """
 
     model_type: str | None = None
     file: str | None = None
+    suffix: str | None = None
     reader: str | None = None
     like: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.model_type is None) == (self.file is None):
-            raise ConfigError("a layout in models.toml needs one of model_type and file")
+        if sum(name is not None for name in (self.model_type, self.file, self.suffix)) != 1:
+            raise ConfigError("a layout in models.toml needs one of model_type, file and suffix")
         if (self.reader is None) == (self.like is None):
             raise ConfigError("a layout in models.toml needs one of reader and like")
 
