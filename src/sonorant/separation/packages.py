@@ -61,6 +61,10 @@ VERSION_2_QUANTIZER = {"group_size": 8, "min_size": 1}
 """Arguments of the quantiser of `demucs_quantized`, which its file may not say."""
 
 
+class NoPackageError(CheckpointError):
+    """A file of tensors, or of anything else, that does not say how to make a network of them."""
+
+
 class Class:
     """In place of a published class, which packages only name."""
 
@@ -102,7 +106,7 @@ def read_package(path: Path) -> Loaded:
     elif isinstance(content, dict) and {"klass", "args", "kwargs", "state"} <= content.keys():
         kind, args, kwargs, state = (content[key] for key in ("klass", "args", "kwargs", "state"))
     else:
-        raise CheckpointError(
+        raise NoPackageError(
             f"{path} does not say which network its weights are of; load it by its published name "
             f"(sonorant.load(path, like=...), one of {', '.join(VERSION_2)})"
         )

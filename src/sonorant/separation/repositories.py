@@ -24,6 +24,7 @@ from sonorant.separation.packages import (
     SUFFIXES,
     VERSION_2,
     Loaded,
+    NoPackageError,
     read_package,
     read_version_2,
 )
@@ -90,7 +91,10 @@ def read_file(files: list[Path]) -> Loaded | None:
         return _joined(members, bag, str(path))
     if path.suffix.lower() == ".safetensors" and "klass" not in read_metadata(path):
         return None
-    return read_package(path)
+    try:
+        return read_package(path)
+    except NoPackageError:
+        return None
 
 
 def load_separator(name: str, repository: str | Path | None = None) -> Separator:
