@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonorant.errors import ShapeError
+from sonorant.errors import ConfigError, ShapeError
+from sonorant.nn.conv import uses_matrix_form
+from sonorant.separation import branch_products
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
+WIDE_TYPES = (torch.float32, torch.float64)  # whose sums need no special care
 SELF_SCORE = -100.0  # of a step with itself, which local attention leaves out
 FIRST_DECAY = -2.0  # bias of the decays: every head begins with a wide view (published package)
 
@@ -236,6 +239,10 @@ class DConvConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel_size: int = 3
     gelu: bool = True
 
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(f"residual branches need an odd kernel_size, got {self.kernel_size}")
+
 
 class DConv(nn.Module):
     """Residual branches: a dilated convolution to few channels, and back to all of them.
@@ -247,38 +254,72 @@ class DConv(nn.Module):
     def __init__(self, channels: int, config: DConvConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            _branch(channels, 2**index if config.depth > 0 else 1, config)
+            Branch(channels, 2**index if config.depth > 0 else 1, config)
             for index in range(abs(config.depth))
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if uses_matrix_form(x) and x.dtype in WIDE_TYPES and x.numel():
+            return self._as_products(x)
         if x.dim() == 4:
-            batch, channels, bins, time = x.shape
-            rows = x.transpose(1, 2).reshape(-1, channels, time)
-            return self(rows).view(batch, bins, channels, time).transpose(1, 2)
+            return _by_bin(self, x)
         for layer in self.layers:
             x = x + layer(x)
         return x
 
+    def _as_products(self, x: Tensor) -> Tensor:
+        """The same several times faster at high rates, see `branch_products`."""
+        source = (x if x.dim() == 4 else x[:, :, None]).contiguous()
+        result = torch.empty_like(source)
+        for branch in self.layers:
+            assert isinstance(branch, Branch)
+            branch.add_to(source, result)
+            source = result
+        return source.view(x.shape)
 
-def _branch(channels: int, dilation: int, config: DConvConfig) -> nn.Sequential:
-    hidden, kernel = int(channels / config.compress), config.kernel_size
-    layers: list[nn.Module] = [
-        nn.Conv1d(channels, hidden, kernel, dilation=dilation, padding=dilation * (kernel // 2)),
-        nn.GroupNorm(1, hidden) if config.norm else nn.Identity(),
-        nn.GELU() if config.gelu else nn.ReLU(),
-    ]
-    if config.lstm:
-        layers.append(BLSTM(hidden))
-    if config.attention:
-        layers.append(LocalState(hidden, config.heads, config.decays))
-    layers += [
-        nn.Conv1d(hidden, 2 * channels, 1),
-        nn.GroupNorm(1, 2 * channels) if config.norm else nn.Identity(),
-        nn.GLU(dim=1),
-        ChannelScale(channels, config.initial_scale),
-    ]
-    return nn.Sequential(*layers)
+
+class Branch(nn.Sequential):
+    """One residual branch, without the sum. Shape: x [batch, channels, time] -> the same."""
+
+    def __init__(self, channels: int, dilation: int, config: DConvConfig) -> None:
+        hidden, kernel = int(channels / config.compress), config.kernel_size
+        padding = dilation * (kernel // 2)
+        layers: list[nn.Module] = [
+            nn.Conv1d(channels, hidden, kernel, dilation=dilation, padding=padding),
+            nn.GroupNorm(1, hidden) if config.norm else nn.Identity(),
+            nn.GELU() if config.gelu else nn.ReLU(),
+        ]
+        if config.lstm:
+            layers.append(BLSTM(hidden))
+        if config.attention:
+            layers.append(LocalState(hidden, config.heads, config.decays))
+        layers += [
+            nn.Conv1d(hidden, 2 * channels, 1),
+            nn.GroupNorm(1, 2 * channels) if config.norm else nn.Identity(),
+            nn.GLU(dim=1),
+            ChannelScale(channels, config.initial_scale),
+        ]
+        super().__init__(*layers)
+
+    def add_to(self, x: Tensor, out: Tensor) -> None:
+        """out = x + self(x), of x [batch, channels, bins, time]; out may be x."""
+        narrow, norm, activation, *inner, widen, wide_norm, _, scale = self
+        assert isinstance(narrow, nn.Conv1d) and isinstance(widen, nn.Conv1d)
+        assert isinstance(scale, ChannelScale)
+        h = branch_products.narrow(x, narrow)
+        if isinstance(norm, nn.GroupNorm):
+            h = branch_products.normalize(h, norm)
+        h = activation(h)
+        for layer in inner:
+            h = _by_bin(layer, h)
+        branch_products.add_gated(x, h, widen, wide_norm, scale.scale, out)
+
+
+def _by_bin(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer` on every bin of x [batch, channels, bins, time]."""
+    rows = layer(x.transpose(1, 2).flatten(0, 1))
+    result: Tensor = rows.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    return result
 
 
 class ScaledEmbedding(nn.Module):
