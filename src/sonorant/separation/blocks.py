@@ -304,7 +304,8 @@ class Branch(nn.Sequential):
     def add_to(self, x: Tensor, out: Tensor) -> None:
         """out = x + self(x), of x [batch, channels, bins, time]; out may be x."""
         narrow, norm, activation, *inner, widen, wide_norm, _, scale = self
-        assert isinstance(narrow, nn.Conv1d) and isinstance(widen, nn.Conv1d)
+        assert isinstance(narrow, nn.Conv1d)
+        assert isinstance(widen, nn.Conv1d)
         assert isinstance(scale, ChannelScale)
         h = branch_products.narrow(x, narrow)
         if isinstance(norm, nn.GroupNorm):
