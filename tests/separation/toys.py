@@ -55,3 +55,12 @@ class Ramps(Gains):
     def forward(self, mix: Tensor) -> Tensor:
         stems = super().forward(mix)
         return stems * torch.linspace(0.5, 1.5, stems.shape[-1])
+
+
+class Forgetful(Gains):
+    """Keeps no inputs."""
+
+    def forward(self, mix: Tensor) -> Tensor:
+        stems = super().forward(mix)
+        self.inputs.clear()
+        return stems

@@ -25,6 +25,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS = {
     "compress": Subcommand("sonorant.cli.compress:compress", "Turn a sound into a small file."),
     "decompress": Subcommand("sonorant.cli.decompress:decompress", "Turn it back into sound."),
+    "separate": Subcommand("sonorant.cli.separate:separate", "Take music apart into its stems."),
     "demo": Subcommand("sonorant.cli.demo:demo", "Compress sample clips and write a report."),
     "models": Subcommand("sonorant.cli.models:models", "List the known models, or describe one."),
     "evaluate": Subcommand("sonorant.cli.evaluate:evaluate", "Measure how good a model is."),

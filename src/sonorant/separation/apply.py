@@ -84,6 +84,7 @@ def separate_pieces(
     wanted = [model.sources.index(name) for name in names]
     passes = _plan(model, settings, wanted, first, whole)
     running = list(passes)
+    mixture.forget(min((each.earliest for each in passes), default=0))
     while running:
         now = min(running, key=lambda each: each.start)
         now.advance(mixture)
@@ -202,7 +203,7 @@ class _Mixture:
     def __init__(self, pieces: Iterable[Tensor]) -> None:
         self._pieces = iter(pieces)
         self._held: list[Tensor] = []
-        self._begin = 0
+        self._begin = self._needed = 0
         self.length = 0
         """Samples that have come; all, once it is complete."""
         self.complete = False
@@ -214,8 +215,11 @@ class _Mixture:
             if piece is None:
                 self.complete = True
             else:
-                self._held.append(piece)
                 self.length += piece.shape[-1]
+                if self.length <= self._needed:
+                    self._held, self._begin = [piece[..., :0]], self.length
+                else:
+                    self._held.append(piece)
         return self.length >= end
 
     def read_all(self) -> int:
@@ -233,6 +237,7 @@ class _Mixture:
 
     def forget(self, before: int) -> None:
         """Samples before this will not be asked for again."""
+        self._needed = max(self._needed, before)
         held = self._joined()
         count = min(max(before - self._begin, 0), held.shape[-1])
         self._held = [held[..., count:]]

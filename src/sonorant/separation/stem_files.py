@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from sonorant.audio import AudioWriter
 from sonorant.audio.reading import reason_of
-from sonorant.audio.sound import Samples
 from sonorant.errors import AudioError, ConfigError, DependencyError
 
 CLAMP = 0.99
@@ -151,15 +150,16 @@ def wav_samples(samples: Tensor, encoding: Encoding) -> bytes:
     """Samples `[channels, time]` as WAV has them: channels next to each other, little endian."""
     frames = samples.T
     if encoding.samples == "float32":
-        return _array(frames.clamp(-1, 1), "<f4").tobytes()
+        return as_array(frames.clamp(-1, 1), "<f4").tobytes()
     whole = whole_samples(frames, BITS[encoding.samples])
     if encoding.samples == "int16":
-        return _array(whole, "<i2").tobytes()
-    four_bytes = _array(whole, "<i4").view(np.uint8).reshape(*whole.shape, 4)
+        return as_array(whole, "<i2").tobytes()
+    four_bytes = as_array(whole, "<i4").view(np.uint8).reshape(*whole.shape, 4)
     return four_bytes[..., :3].tobytes()
 
 
-def _array(samples: Tensor, kind: str) -> npt.NDArray[Any]:
+def as_array(samples: Tensor, kind: str) -> npt.NDArray[Any]:
+    """Samples as numpy calls that kind of number, without gaps."""
     return np.ascontiguousarray(samples.cpu().numpy().astype(kind))
 
 
@@ -180,7 +180,7 @@ def _write_flac(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Enco
                 # libsndfile takes the highest bits of a number.
                 shift = 16 - bits if bits <= 16 else 32 - bits
                 whole = whole_samples(piece.T, bits) << shift
-                file.write(_array(whole, "int16" if bits == 16 else "int32"))
+                file.write(as_array(whole, "int16" if bits == 16 else "int32"))
 
 
 def _write_mp3(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Encoding) -> None:
@@ -198,7 +198,7 @@ def _write_mp3(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Encod
             "libmp3lame", rate=stem.sample_rate, layout=layout, options=options
         )
         for piece in pieces:
-            block = _array(piece.clamp(-1, 1), "float32")
+            block = as_array(piece.clamp(-1, 1), "float32")
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
             frame.sample_rate = stem.sample_rate
             file.mux(stream.encode(frame))
@@ -216,47 +216,3 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise AudioError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
         part.unlink(missing_ok=True)
-
-
-class RawStems:
-    """Stems as plain files of float32 samples, of which the first ones are known to be whole.
-
-    They grow while the sound is being separated; what comes after a crash is cut off.
-    """
-
-    def __init__(self, folder: Path, names: Iterable[str], channels: int) -> None:
-        self._channels = channels
-        self._paths = {name: folder / f"{n}.f32" for n, name in enumerate(names)}
-        self._files: list[IO[bytes]] = []
-
-    def open(self, frames: int) -> None:
-        """Go on after that many frames."""
-        for path in self._paths.values():
-            path.touch()
-            file = path.open("r+b")
-            self._files.append(file)
-            file.truncate(frames * self._frame_bytes)
-            file.seek(0, os.SEEK_END)
-
-    def append(self, stems: Tensor) -> None:
-        """Write `[stems, channels, time]` to the disk."""
-        for file, stem in zip(self._files, stems, strict=True):
-            file.write(_array(stem.T, "<f4").tobytes())
-            file.flush()
-
-    def close(self) -> None:
-        """What was appended stays."""
-        for file in self._files:
-            file.close()
-        self._files = []
-
-    def read(self, name: str, frames: int) -> Iterator[Tensor]:
-        """A stem from its start, in pieces `[channels, time]` of up to so many frames."""
-        with self._paths[name].open("rb") as file:
-            while block := file.read(frames * self._frame_bytes):
-                samples: Samples = np.frombuffer(block, "<f4").reshape(-1, self._channels)
-                yield torch.from_numpy(samples.T.copy())
-
-    @property
-    def _frame_bytes(self) -> int:
-        return 4 * self._channels

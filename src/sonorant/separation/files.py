@@ -1,0 +1,228 @@
+"""From a sound file to files of its stems, block by block: memory does not grow with the sound.
+
+The file is read twice: for its level, and in pieces as the network needs them. Stems are written
+while the next segment is computed, first as they are (`unfinished`), then, once the highest sample
+of each is known, in the form asked for. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+from sonorant.audio import Audio, blocks, info
+from sonorant.errors import AudioError, ConfigError
+from sonorant.separation.apply import separate_pieces, stem_names
+from sonorant.separation.mixture import Level, take_channels
+from sonorant.separation.separator import Separator
+from sonorant.separation.settings import DEFAULTS, Progress, Settings
+from sonorant.separation.stem_files import Encoding, Stem, write_stem
+from sonorant.separation.unfinished import UnfinishedStems
+
+PIECE_SECONDS = 4
+"""Of sound that is read or written at once."""
+OtherMethod = Literal["none", "add", "minus"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stems are written.
+
+    stems: some of the model's; None for all. rest: with a single stem, also all the others in one:
+    their sum ("add", named no_STEM), or what is left of the sound ("minus", named minus_STEM).
+    Raises: ConfigError for a rest without a single stem.
+    """
+
+    stems: tuple[str, ...] | None = None
+    rest: OtherMethod = "none"
+
+    def __post_init__(self) -> None:
+        if self.rest != "none" and (self.stems is None or len(self.stems) != 1):
+            raise ConfigError("only with a single stem can all the others be made one")
+
+    def names(self, model: Separator) -> list[str]:
+        """Names of what is written. Raises: ConfigError for a stem that the model has not."""
+        names = stem_names(model, self.stems)
+        prefixes = {"none": [], "add": ["no_"], "minus": ["minus_"]}
+        return names + [prefix + names[0] for prefix in prefixes[self.rest]]
+
+    def needed(self, model: Separator) -> list[str]:
+        """The model's stems that these are made of, those that are written first."""
+        names = stem_names(model, self.stems)
+        if self.rest != "add":
+            return names
+        return names + [name for name in model.sources if name not in names]
+
+    def chosen(self, stems: Tensor, mix: Tensor) -> Tensor:
+        """What is written, of `needed` stems `[stems, channels, time]` and the sound itself."""
+        if self.rest == "add":
+            return torch.stack([stems[0], stems[1:].sum(dim=0)])
+        if self.rest == "minus":
+            return torch.stack([stems[0], mix - stems[0]])
+        return stems
+
+
+ALL_STEMS = Selection()
+
+
+def separate_file(
+    source: str | Path,
+    targets: Callable[[str], Path],
+    model: Separator,
+    *,
+    settings: Settings = DEFAULTS,
+    selection: Selection = ALL_STEMS,
+    encoding: Encoding | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Write the stems of a sound file; returns their files.
+
+    targets: the file for a stem's name; folders are made. encoding: 16-bit WAV if None. jobs: stems
+    that are encoded at once. progress: called with the seconds separated and those in all.
+    When the work was cut short, the same call goes on with it; until then, its hidden folder beside
+    the first target stays, and no target is there.
+    Raises: AudioError if the sound cannot be used or a stem cannot be written; ConfigError for what
+    the model cannot do.
+    """
+    names = selection.names(model)
+    paths = {name: targets(name) for name in names}
+    _check(source, model)
+    first = paths[names[0]]
+    work = first.parent / f".{first.stem}.{Path(source).name}.unfinished"
+    unfinished = UnfinishedStems(work, names, model.audio_channels)
+    try:
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished:
+            key = _key(Path(source), model, settings, names)
+            if not unfinished.find(key):
+                unfinished.start(key, Level.of_pieces(_pieces(source, model)))
+            _separate(source, unfinished, model, settings, selection, progress)
+            _encode(unfinished, paths, model, encoding or Encoding(), jobs)
+            unfinished.remove()
+    except OSError as error:
+        raise AudioError(
+            f"cannot write the stems of {source}: {error}{_left(unfinished)}"
+        ) from error
+    return paths
+
+
+def _check(source: str | Path, model: Separator) -> None:
+    """Raises: AudioError now for what would only be found in the middle."""
+    found = info(source)
+    take_channels(Audio(torch.zeros(found.channels, 1), found.sample_rate), model.audio_channels)
+
+
+def _left(unfinished: UnfinishedStems) -> str:
+    """What is said about the work that is done; without any, its folder goes."""
+    if unfinished.note is None or not unfinished.note.frames:
+        unfinished.remove()
+        return ""
+    return f"; what is done lies in {unfinished.folder}, and the same command goes on with it"
+
+
+def _pieces(source: str | Path, model: Separator) -> Iterator[Tensor]:
+    """The sound as the model takes it, but for its level."""
+    rate = model.sample_rate
+    for block in blocks(source, PIECE_SECONDS * rate, sample_rate=rate):
+        yield take_channels(block, model.audio_channels).samples
+
+
+def _separate(
+    source: str | Path,
+    unfinished: UnfinishedStems,
+    model: Separator,
+    settings: Settings,
+    selection: Selection,
+    progress: Progress | None,
+) -> None:
+    """Bring the unfinished stems to the end of the sound."""
+    note = unfinished.note
+    assert note is not None
+    level, total = note.level, info(source).duration_seconds
+    sound = _Behind(_pieces(source, model), note.frames, keep=selection.rest == "minus")
+    scaled = (level.normalize(piece)[None] for piece in sound)
+    needed = selection.needed(model)
+    pending: Future[None] | None = None
+    done = note.frames
+    with ThreadPoolExecutor(1) as writer:
+        for separated in separate_pieces(model, scaled, settings, needed, first=done):
+            samples = separated.shape[-1]
+            stems = selection.chosen(level.restore(separated[0]), sound.take(samples))
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(unfinished.append, stems)
+            done += samples
+            if progress is not None:
+                progress(min(done / model.sample_rate, total), total)
+        if pending is not None:
+            pending.result()
+
+
+class _Behind:
+    """Pieces of a sound on their way to the network, kept until its stems come.
+
+    first: samples that no stems will come of. keep: False to keep nothing.
+    """
+
+    def __init__(self, pieces: Iterator[Tensor], first: int, keep: bool) -> None:
+        self._pieces, self._skipped, self._keep = pieces, first, keep
+        self._kept = torch.zeros(0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for piece in self._pieces:
+            if self._keep:
+                wanted = piece[:, min(self._skipped, piece.shape[1]) :]
+                self._skipped -= piece.shape[1] - wanted.shape[1]
+                self._kept = torch.cat([self._kept, wanted], dim=1) if len(self._kept) else wanted
+            yield piece
+
+    def take(self, samples: int) -> Tensor:
+        """The next samples `[channels, time]`; nothing if none are kept."""
+        taken, self._kept = self._kept[..., :samples], self._kept[..., samples:]
+        return taken
+
+
+def _encode(
+    unfinished: UnfinishedStems,
+    paths: dict[str, Path],
+    model: Separator,
+    encoding: Encoding,
+    jobs: int,
+) -> None:
+    note = unfinished.note
+    assert note is not None
+    rate, channels = model.sample_rate, model.audio_channels
+    with ThreadPoolExecutor(jobs) as encoders:
+        writing = [
+            encoders.submit(
+                write_stem,
+                path,
+                unfinished.read(index, PIECE_SECONDS * rate),
+                Stem(rate, channels, note.frames, peak),
+                encoding,
+            )
+            for index, (path, peak) in enumerate(zip(paths.values(), note.peaks, strict=True))
+        ]
+        for future in writing:
+            future.result()
+
+
+def _key(source: Path, model: Separator, settings: Settings, names: list[str]) -> str:
+    """Tells what the stems are made of: the sound's file, the model, and how it is applied."""
+    file = source.stat()
+    weights = 0
+    for tensor in model.state_dict().values():
+        weights = zlib.crc32(tensor.detach().cpu().contiguous().numpy(), weights)
+    config = msgspec.json.encode(model.config).decode()
+    facts = (str(source.resolve()), file.st_size, file.st_mtime_ns, settings, names)
+    return f"{facts} {model.system} {config} {weights:08x}"
