@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from sonorant.data.manifest import Split
     from sonorant.data.prepare import Candidate, Folder
 
 
@@ -74,6 +75,52 @@ def fetch(
     write_manifest(out / "manifest.jsonl", report.items)
     click.echo(report.summary())
     click.echo(f"wrote {out / 'manifest.jsonl'}")
+
+
+@data.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--songs", default=200, show_default=True, help="Of them, 4 % validate, 8 % test.")
+@click.option("--seconds", default=60.0, show_default=True, help="Length of each song.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Keeps packages [OUT/packages].")
+@click.option(
+    "--midi",
+    "own_pieces",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of MIDI files of your own.",
+)
+@click.option("--seed", default=0, show_default=True, help="Another seed gives other songs.")
+@click.option("--workers", default=1, show_default=True, help="Songs rendered at a time.")
+def stems(
+    out: Path,
+    songs: int,
+    seconds: float,
+    cache: Path | None,
+    own_pieces: tuple[Path, ...],
+    seed: int,
+    workers: int,
+) -> None:
+    """Render songs in stems (drums, bass, other, vocals) into OUT, with OUT/songs.jsonl.
+
+    Needs the programs fluidsynth and mma, and mido. The test songs have pieces, a soundfont, drums
+    and voices that no other song has.
+    """
+    from tqdm import tqdm
+
+    from sonorant.data.rendered_songs import Plan, finish, render
+    from sonorant.data.stem_sources import gather
+
+    tested, validating = max(1, songs * 8 // 100), max(1, songs * 4 // 100)
+    counts: dict[Split, int] = {
+        "train": max(1, songs - tested - validating),
+        "valid": validating,
+        "test": tested,
+    }
+    plan = Plan(out=out, songs=counts, seconds=seconds, seed=seed)
+    recordings = gather(cache or out / "packages", own_pieces, told=click.echo)
+    rendered = render(plan, recordings, workers)
+    progress = tqdm(rendered, total=sum(counts.values()), desc="rendering", unit="song")
+    click.echo(f"wrote {finish(plan, progress)}")
 
 
 @data.command()
