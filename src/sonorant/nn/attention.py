@@ -32,12 +32,17 @@ class OfflineSteps:
     context: how many keys a step of a causal sequence sees, itself included; None for all.
     rotation: of queries and keys.
     memory: the condition [batch, memory_steps, width] that cross-attention attends to.
+    visible: bool, broadcast to [batch, heads, steps, keys], what a sequence that is not causal
+        sees; None for all.
+    dropout: share of the attention weights left out, in training.
     """
 
     causal: bool = False
     context: int | None = None
     rotation: Rotation | None = None
     memory: Tensor | None = None
+    visible: Tensor | None = None
+    dropout: float = 0.0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What the steps take from the keys they see.
@@ -48,7 +53,7 @@ class OfflineSteps:
         steps, before = q.shape[2], k.shape[2] - q.shape[2]
         context = self.context or k.shape[2]
         if not self.causal:
-            return _attend(q, k, v)
+            return _attend(q, k, v, self.visible, dropout=self.dropout)
         if before == 0 and context >= steps:
             return _attend(q, k, v, causal=True)
         size = max(context, SMALLEST_BLOCK)
@@ -193,10 +198,15 @@ class CrossAttention(StreamingModule):
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, mask, dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 

@@ -168,6 +168,8 @@ class HybridModel(Separator):
             spectrum.advance(config.growth)
             sound.advance(config.growth)
             self.bins.append(1 if bins <= config.kernel_size else bins // config.stride)
+        self.bottom_widths = spectrum.before, sound.before
+        """Channels of the branches where they meet."""
 
     @abstractmethod
     def meet(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
