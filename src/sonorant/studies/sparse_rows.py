@@ -22,6 +22,8 @@ from torch import Tensor
 from sonorant.errors import FormatError
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MARGIN = 5.0
+"""Standard deviation of the true margins: few labels are a matter of chance."""
 _FREQUENT = 0.01  # the chance of a feature from which it is drawn once a row, exactly
 
 
@@ -97,9 +99,10 @@ SHAPES = {
 def make_rows(shape: Shape, seed: int = 0) -> SparseRows:
     """Data with frequent and rare features, and labels of a logistic model.
 
-    Feature k is there with a chance proportional to k^-1.1, scaled to the mean number of
-    non-zeros; rows are divided by the root of theirs. Where features are rare, a few that would be
-    drawn twice in a row are left out.
+    Feature k is there with a chance p proportional to k^-1.1, scaled to the mean number of
+    non-zeros; rows are divided by the root of theirs. As rare words do in texts, rare features say
+    more: their weights grow as p^(-1/3). Where features are rare, a few that would be drawn twice
+    in a row are left out.
     """
     random = np.random.default_rng(seed)
     chances = _chances(shape)
@@ -117,8 +120,9 @@ def make_rows(shape: Shape, seed: int = 0) -> SparseRows:
     lengths = np.bincount(rows, minlength=shape.rows)
     values = (1 / np.sqrt(np.maximum(lengths, 1)))[rows].astype(np.float32)
     starts = np.concatenate([[0], lengths.cumsum()])
-    truth = random.standard_normal(shape.dimension) * 3
+    truth = random.standard_normal(shape.dimension) * np.cbrt(1 / chances)
     margins = np.bincount(rows, values * truth[columns], minlength=shape.rows)
+    margins *= MARGIN / margins.std()
     labels = np.where(random.random(shape.rows) < 1 / (1 + np.exp(-margins)), 1, -1)
     return SparseRows(
         torch.from_numpy(starts),
