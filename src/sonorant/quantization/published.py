@@ -28,15 +28,20 @@ from sonorant.quantization.quantizer import Choice, Quantizer
 from sonorant.quantization.uniform import UniformQuantizer
 
 
-def _named(module: str, name: str) -> type:
-    return type(name, (), {"__module__": module})
+class Named:
+    """A published class that files only name, and that need not be installed."""
 
 
-# Empty classes in place of the published ones, which files only name.
+def named(path: str) -> type[Named]:
+    """An empty class in place of the published one at "package.module.Class"."""
+    module, _, name = path.rpartition(".")
+    return type(name, (Named,), {"__module__": module})
+
+
 CLASSES: dict[type[Quantizer], type] = {
-    DiffQ: _named("diffq.diffq", "DiffQuantizer"),
-    UniformQuantizer: _named("diffq.uniform", "UniformQuantizer"),
-    LSQ: _named("diffq.lsq", "LSQ"),
+    DiffQ: named("diffq.diffq.DiffQuantizer"),
+    UniformQuantizer: named("diffq.uniform.UniformQuantizer"),
+    LSQ: named("diffq.lsq.LSQ"),
 }
 # Published names of what our configs call otherwise.
 CHOICE_NAMES = {"min_size": "min_size_mb"}
@@ -137,7 +142,7 @@ def write_published(
     Buffers, such as running statistics, are not in such files: keep them apart.
     Raises: FormatError as `packed_state`.
     """
-    torch.save(packed_state(quantizer, arguments), to, pickle_module=_PICKLE)
+    torch.save(packed_state(quantizer, arguments), to, pickle_module=PICKLE)
 
 
 # The pickler in Python, which lets subclasses write classes by name that cannot be imported.
@@ -148,7 +153,7 @@ class _Pickler(_PythonPickler):
     """Writes the published classes by name, though they are not installed."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
-        if obj not in CLASSES.values():
+        if not (isinstance(obj, type) and issubclass(obj, Named)):
             super().save_global(obj, name)
             return
         if self.proto >= 4:
@@ -160,8 +165,8 @@ class _Pickler(_PythonPickler):
         self.memoize(obj)
 
 
-_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_Pickler)
-"""What `torch.save` asks of a pickle module."""
+PICKLE = SimpleNamespace(__name__="pickle", Pickler=_Pickler)
+"""What `torch.save` asks of a pickle module, for content that holds `Named` classes."""
 
 
 def read_published(path: str | Path) -> dict[str, Any]:
@@ -270,7 +275,7 @@ def compressed_model_size(
     """
     buffer = io.BytesIO()
     meta = _meta(quantizer, arguments or {}, packed=False)
-    torch.save({**unpacked_state(quantizer), "meta": meta}, buffer, pickle_module=_PICKLE)
+    torch.save({**unpacked_state(quantizer), "meta": meta}, buffer, pickle_module=PICKLE)
     content = buffer.getvalue()
     length = -(-len(content) // chunks)
     parts = (content[start : start + length] for start in range(0, len(content), length))

@@ -39,7 +39,7 @@ class Special:
 class Translation:
     """One published class.
 
-    renamed: the fields of our config by the names of its arguments, in the constructor's order.
+    renamed: the fields of our config by the names of its arguments.
     special: arguments that are more than another name. fixed: the values of arguments that we do
     not have; None for those that do not matter once it is trained.
     """
@@ -49,6 +49,8 @@ class Translation:
     renamed: dict[str, str]
     special: dict[str, Special] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    order: tuple[str, ...] = ("sources", "audio_channels", "channels")
 
     def config(self, args: Sequence[Any], kwargs: Arguments, source: str) -> Any:
         """Our config for the arguments of the published constructor.
@@ -56,7 +58,9 @@ class Translation:
         Unknown arguments are left out with a warning, as the published package does.
         Raises: CheckpointError for what we do not have.
         """
-        given = {**dict(zip(self._order(), args, strict=False)), **kwargs}
+        if len(args) > len(self.order):
+            raise CheckpointError(f"{source} gives {len(args)} arguments without their names")
+        given = {**self.defaults, **dict(zip(self.order, args, strict=False)), **kwargs}
         rate = int(given.get("samplerate", 44100))
         fields: Fields = {}
         for name, value in given.items():
@@ -82,14 +86,11 @@ class Translation:
         given = {name: fields[ours] for name, ours in self.renamed.items()}
         for name, special in self.special.items():
             given[name] = special.to_argument(fields, config.sample_rate)
-        return given
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
     def config_type(self) -> type[msgspec.Struct]:
         found: type[msgspec.Struct] = resolve(known().system(self.system).class_).config_type
         return found
-
-    def _order(self) -> list[str]:
-        return [*self.special, *self.renamed]
 
 
 def _nested(fields: Fields) -> dict[str, Any]:
@@ -144,11 +145,28 @@ _EMBEDDING = Special(
     lambda weight, rate: {"embedding_weight": float(weight or 0)},
     lambda fields, rate: fields["embedding_weight"],
 )
+_MASKS = {"diag": "diagonal", "jmask": "triangular", "random": "random", "global": "global"}
+_PATTERNS = Special(
+    lambda names, rate: {
+        "transformer.sparse.patterns": tuple(_MASKS.get(name, name) for name in names.split("_"))
+    },
+    lambda fields, rate: "_".join(
+        theirs for theirs, ours in _MASKS.items() if ours in fields["transformer.sparse.patterns"]
+    ),
+)
 _NORMS = {"gLN": "global", "cLN": "channel"}
 _NORM = Special(
     lambda norm, rate: {"norm": _NORMS.get(norm, norm)},
     lambda fields, rate: {ours: theirs for theirs, ours in _NORMS.items()}[fields["norm"]],
 )
+
+
+def _groups(path: str) -> Special:
+    """A number of groups of a normalisation, where true is one group and false none."""
+    return Special(
+        lambda groups, rate: {path: int(groups)},
+        lambda fields, rate: {0: False, 1: True}.get(fields[path], fields[path]),
+    )
 
 
 def _named(count: int) -> tuple[str, ...]:
@@ -189,6 +207,32 @@ _HYBRID = {
     "emb_smooth": "smooth_embedding",
     "time_stride": "time_stride",
     "context_enc": "encoder_context",
+}
+_TRANSFORMER = {
+    "layers": "layers",
+    "hidden_scale": "hidden_scale",
+    "heads": "heads",
+    "dropout": "dropout",
+    "layer_scale": "layer_scale",
+    "gelu": "gelu",
+    "emb": "position",
+    "max_positions": "max_steps",
+    "max_period": "max_period",
+    "weight_pos_embed": "position_weight",
+    "cape_mean_normalize": "cape_centred",
+    "cape_augment": "cape_augment",
+    "cape_glob_loc_scale": "cape_ranges",
+    "sin_random_shift": "random_shift",
+    "norm_in": "norm_in",
+    "norm_first": "norm_first",
+    "cross_first": "cross_first",
+    "sparse_self_attn": "sparse.in_self_attention",
+    "sparse_cross_attn": "sparse.in_cross_attention",
+    "mask_random_seed": "sparse.seed",
+    "sparse_attn_window": "sparse.window",
+    "global_window": "sparse.global_window",
+    "sparsity": "sparse.sparsity",
+    "auto_sparsity": "sparse.hashed",
 }
 _SOURCES = {"sources": "sources"}
 _HYBRID_SPECIAL = {
@@ -232,6 +276,25 @@ HDEMUCS = Translation(
     | {"hybrid": "hybrid", "hybrid_old": "shifted_spectrogram"},
     _HYBRID_SPECIAL,
 )
+HTDEMUCS = Translation(
+    "htdemucs",
+    "demucs.htdemucs.HTDemucs",
+    _SOURCES
+    | _U_NET
+    | _HYBRID
+    | _BRANCHES
+    | {"bottom_channels": "bottom_channels", "use_train_segment": "fixed_segment"}
+    | {f"t_{theirs}": f"transformer.{ours}" for theirs, ours in _TRANSFORMER.items()},
+    _HYBRID_SPECIAL
+    | {
+        "t_mask_type": _PATTERNS,
+        "t_norm_in_group": _groups("transformer.norm_in_groups"),
+        "t_group_norm": _groups("transformer.group_norm_groups"),
+        "t_norm_out": _groups("transformer.norm_out_groups"),
+    },
+    fixed={"t_weight_decay": None, "t_lr": None},
+    defaults={"bottom_channels": 0, "dconv_mode": 1, "t_dropout": 0.0, "segment": 10},
+)
 CONV_TASNET = Translation(
     "conv_tasnet",
     "demucs.tasnet.ConvTasNet",
@@ -251,8 +314,9 @@ CONV_TASNET = Translation(
         "segment_length": "segment_samples",
     },
     {"norm_type": _NORM},
+    order=("sources", "N", "L", "B", "H", "P", "X", "R"),
 )
-TRANSLATIONS = (DEMUCS_V1, DEMUCS_V2, DEMUCS_V3, HDEMUCS, CONV_TASNET)
+TRANSLATIONS = (DEMUCS_V1, DEMUCS_V2, DEMUCS_V3, HDEMUCS, HTDEMUCS, CONV_TASNET)
 
 ALIASES = {"demucs.wdemucs.WDemucs": "demucs.hdemucs.HDemucs"}
 """Older names of published classes."""

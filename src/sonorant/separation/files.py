@@ -7,7 +7,6 @@ of each is known, in the form asked for. Files appear whole or not at all.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -220,9 +219,6 @@ def _encode(
 def _key(source: Path, model: Separator, settings: Settings, names: list[str]) -> str:
     """Tells what the stems are made of: the sound's file, the model, and how it is applied."""
     file = source.stat()
-    weights = 0
-    for tensor in model.state_dict().values():
-        weights = zlib.crc32(tensor.detach().cpu().contiguous().numpy(), weights)
     config = msgspec.json.encode(model.config).decode()
     facts = (str(source.resolve()), file.st_size, file.st_mtime_ns, settings, names)
-    return f"{facts} {model.system} {config} {weights:08x}"
+    return f"{facts} {model.system} {config} {model.checksum()}"

@@ -26,8 +26,10 @@ from sonorant.hub.tensors import read_metadata, read_pickle, read_tensors
 from sonorant.model import Model, SkipInitialization, refusing_config
 from sonorant.quantization.published import (
     STAND_INS,
+    Named,
     is_published,
     load_published,
+    named,
     read_published,
 )
 from sonorant.separation.checkpoints import (
@@ -65,28 +67,20 @@ class NoPackageError(CheckpointError):
     """A file of tensors, or of anything else, that does not say how to make a network of them."""
 
 
-class Class:
-    """In place of a published class, which packages only name."""
-
-
 class PickledFraction:
     """In place of `fractions.Fraction`, which would compute for hours on a number made for that."""
 
-    def __init__(self, text: Any, *_: Any) -> None:
-        if not isinstance(text, str) or not re.fullmatch(r"\d{1,12}(/\d{1,12})?", text):
-            raise CheckpointError(f"a fraction that is none: {text!r:.40}")
+    def __init__(self, number: Any, denominator: Any = None) -> None:
+        text = str(number) if denominator is None else f"{number}/{denominator}"
+        if not re.fullmatch(r"\d{1,12}(/\d{1,12})?", text[:100]):
+            raise CheckpointError(f"{text:.40} is no usual fraction")
         self.value = Fraction(text)
 
 
-def _named(path: str) -> type[Class]:
-    module, _, name = path.rpartition(".")
-    return type(name, (Class,), {"__module__": module})
-
-
-_CLASSES = {name: _named(name) for name in {each.published for each in TRANSLATIONS} | set(ALIASES)}
+CLASSES = {name: named(name) for name in {each.published for each in TRANSLATIONS} | set(ALIASES)}
 _STAND_INS: dict[str, type] = {
     **STAND_INS,
-    **_CLASSES,
+    **CLASSES,
     "fractions.Fraction": PickledFraction,
 }
 
@@ -110,7 +104,7 @@ def read_package(path: Path) -> Loaded:
             f"{path} does not say which network its weights are of; load it by its published name "
             f"(sonorant.load(path, like=...), one of {', '.join(VERSION_2)})"
         )
-    if not (isinstance(kind, type) and issubclass(kind, Class) and isinstance(kwargs, dict)):
+    if not (isinstance(kind, type) and issubclass(kind, Named) and isinstance(kwargs, dict)):
         raise CheckpointError(f"{path} names no class of a separator: {kind!r:.80}")
     name = f"{kind.__module__}.{kind.__qualname__}"
     plain = {key: _plain(value) for key, value in kwargs.items()}
@@ -138,7 +132,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, PickledFraction):
         return value.value
     if isinstance(value, dict) and value.get("_type") == "fraction":
-        return PickledFraction(f"{value.get('numerator')}/{value.get('denominator')}").value
+        return PickledFraction(value.get("numerator"), value.get("denominator")).value
     return value
 
 

@@ -189,9 +189,12 @@ def _check_digest(path: Path) -> None:
 
 def _read_bag_file(path: Path) -> BagFile:
     try:
-        # Nothing but text: signatures such as 14e56721 must not become numbers.
-        content = yaml.load(path.read_text("utf-8"), yaml.BaseLoader)
-        return msgspec.convert(content, BagFile, strict=False)
+        text = path.read_text("utf-8")
+        content = yaml.safe_load(text)
+        if isinstance(content, dict) and "models" in content:
+            # As text: signatures such as 14567210 must not become numbers.
+            content["models"] = yaml.load(text, yaml.BaseLoader)["models"]
+        return msgspec.convert(content, BagFile)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{path} does not describe a bag of models: {error}") from error
 

@@ -6,6 +6,7 @@ networks differ; the facts that applying, training and evaluation need from them
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +84,13 @@ class Separator(Model, ABC):
             name: Audio(level.restore(stem), self.sample_rate)
             for name, stem in zip(names, separated, strict=True)
         }
+
+    def checksum(self) -> str:
+        """Eight hexadecimal digits of all weights (CRC-32), to tell one model from another."""
+        value = 0
+        for tensor in self.state_dict().values():
+            value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().data, value)
+        return f"{value:08x}"
 
     def parts(self) -> list[Part]:
         """The networks whose weighted mean it is: itself, but for a bag of several."""
