@@ -10,6 +10,8 @@ SHORT_NAMES = {
     "codec": "sonorant.codec.training:CodecTask",
     "entropy": "sonorant.codec.entropy_training:EntropyTask",
     "mimi": "sonorant.codec.mimi_training:MimiTask",
+    "separation": "sonorant.separation.training:SeparationTask",
+    "silence_detector": "sonorant.separation.silence_detector:DetectorTask",
     "multiband_diffusion": "sonorant.codec.diffusion_training:DiffusionTask",
 }
 """Tasks that a recipe may name in short."""

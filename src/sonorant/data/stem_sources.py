@@ -23,7 +23,6 @@ Told = Callable[[str], None]
 # Package -> licence, as its `copyright` file gives it.
 TRAINING_SOUNDFONTS = {
     "fluid-soundfont-gm": "MIT",
-    "musescore-general-soundfont-small": "MIT",
     "csound-soundfont": "LGPL-2.1+",
 }
 TEST_SOUNDFONTS = {"timgm6mb-soundfont": "GPL-2"}

@@ -7,7 +7,7 @@ update sets the average to the value, so a run's random start leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,11 @@ class ExponentialMovingAverage:
         self.decay = decay
         self._count = 0.0
         self._averages = {name: tensor.clone() for name, tensor in self._values().items()}
+
+    @property
+    def updated(self) -> bool:
+        """Whether it has taken in any weights yet."""
+        return self._count > 0
 
     @torch.no_grad()
     def update(self) -> None:
@@ -91,6 +96,59 @@ class ExponentialMovingAverage:
             for name, tensor in self.module.state_dict().items()
             if tensor.is_floating_point()
         }
+
+
+class AverageBank:
+    """Several averages of one module, of which validation shows the best.
+
+    step_decays: of averages that `step` updates, 0.9995 and 0.9999 in Hybrid Demucs;
+    epoch_decays: of those that `epoch` updates, 0.9 and 0.95 (arXiv 2111.03600, section 4).
+    Raises: ConfigError if a decay is not in [0, 1].
+    """
+
+    def __init__(
+        self, module: nn.Module, step_decays: Sequence[float], epoch_decays: Sequence[float]
+    ) -> None:
+        self._of_steps = _named_averages("step", module, step_decays)
+        self._of_epochs = _named_averages("epoch", module, epoch_decays)
+
+    @property
+    def averages(self) -> dict[str, ExponentialMovingAverage]:
+        """All of them, by names such as `step_0.9999`."""
+        return self._of_steps | self._of_epochs
+
+    def step(self) -> None:
+        """Take the module's present weights into the averages over steps."""
+        for average in self._of_steps.values():
+            average.update()
+
+    def epoch(self) -> None:
+        """Take the module's present weights into the averages over epochs."""
+        for average in self._of_epochs.values():
+            average.update()
+
+    @property
+    def ready(self) -> dict[str, ExponentialMovingAverage]:
+        """Those that have been updated."""
+        return {name: each for name, each in self.averages.items() if each.updated}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: each.state_dict() for name, each in self.averages.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`. Raises: CheckpointError if it is of other averages."""
+        if state.keys() != self.averages.keys():
+            raise CheckpointError(
+                f"the checkpoint has the averages {sorted(state)}, not {sorted(self.averages)}"
+            )
+        for name, each in self.averages.items():
+            each.load_state_dict(state[name])
+
+
+def _named_averages(
+    kind: str, module: nn.Module, decays: Sequence[float]
+) -> dict[str, ExponentialMovingAverage]:
+    return {f"{kind}_{decay:g}": ExponentialMovingAverage(module, decay) for decay in decays}
 
 
 @torch.no_grad()

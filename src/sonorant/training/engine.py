@@ -229,6 +229,7 @@ class Engine:
                     metrics.add(self.task.evaluate(batch))
             sounds = self.task.samples() if log is not None else {}
         figures = _mean_over_processes(metrics, self.accelerator)
+        self.task.validated(figures)
         if log is not None:
             log.valid(self.step, figures, sounds)
         self._export()

@@ -167,6 +167,10 @@ class Task(ABC):
         """Figures of one validation batch. Runs without gradients, modules in eval mode."""
         return {}
 
+    def validated(self, figures: Mapping[str, float]) -> None:
+        """Hear the means of what `evaluate` gave, over all batches and processes."""
+        return
+
     def samples(self) -> dict[str, Audio]:
         """A few sounds to listen to while training goes on, by name."""
         return {}
