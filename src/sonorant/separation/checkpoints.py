@@ -86,11 +86,18 @@ class Translation:
         given = {name: fields[ours] for name, ours in self.renamed.items()}
         for name, special in self.special.items():
             given[name] = special.to_argument(fields, config.sample_rate)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+        return {name: _as_published(value) for name, value in given.items()}
 
     def config_type(self) -> type[msgspec.Struct]:
         found: type[msgspec.Struct] = resolve(known().system(self.system).class_).config_type
         return found
+
+
+def _as_published(value: Any) -> Any:
+    """Lists, and whole numbers where they are: the published code counts channels with them."""
+    if isinstance(value, tuple):
+        return list(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _nested(fields: Fields) -> dict[str, Any]:
