@@ -102,8 +102,9 @@ def _parts(recordings: Recordings) -> Iterator[tuple[str, Sequence[object]]]:
 
 def _render_one(plan: Plan, recordings: dict[Split, Recordings], job: tuple[Split, int]) -> Song:
     split, number = job
-    key = int.from_bytes(hashlib.sha256(f"{split} {number}".encode()).digest()[:8], "big")
-    random = np.random.Generator(np.random.Philox(key=[plan.seed, key]))
+    draw = int.from_bytes(hashlib.sha256(f"{split} {number}".encode()).digest()[:8], "big")
+    key = np.array([plan.seed, draw], np.uint64)
+    random = np.random.Generator(np.random.Philox(key=key))
     folder = plan.out / split / f"{split}{number:04d}"
     files = {source: folder / f"{source}.flac" for source in SOURCES}
     note = folder / "made_of.json"

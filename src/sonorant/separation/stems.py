@@ -149,14 +149,17 @@ class StemExtracts(Dataset[Tensor]):
         first = number - (int(self._until[which - 1]) if which else 0)
         stems = read_extract(self.songs[which], first, self.extracts)
         if self.extracts.repitch is not None:
-            random = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, index]))
+            random = self._random(index)
             stems = repitch(stems, self.extracts.sample_rate, self.extracts.repitch, random)
             stems = stems[..., : self.extracts.samples]
         return torch.from_numpy(np.ascontiguousarray(stems))
 
     def _order_of(self, turn: int) -> npt.NDArray[np.int64]:
-        random = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, 2**63 + turn]))
-        return random.permutation(self.different)
+        return self._random(2**63 + turn).permutation(self.different)
+
+    def _random(self, draw: int) -> np.random.Generator:
+        key = np.array([self.seed % 2**64, draw], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
 
 
 class WholeSongs(Dataset[Tensor]):
