@@ -167,6 +167,12 @@ def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
     assert {learning_rate_factor(constant, step) for step in range(100)} == {1.0}
 
 
+def test_learning_rate_drops_in_steps() -> None:
+    config = TrainingConfig(steps=100, batch_size=1, drop_every=30, drop_factor=0.2)
+    factors = [learning_rate_factor(config, step) for step in (0, 29, 30, 59, 60, 99)]
+    assert factors == pytest.approx([1.0, 1.0, 0.2, 0.2, 0.04, 0.008])
+
+
 def write_recipe(path: Path, settings: dict[str, Any], **training: Any) -> Path:
     path.write_text(yaml.safe_dump(toy_recipe(training, settings)))
     return path

@@ -228,7 +228,7 @@ class Engine:
                 for batch in self._validation_batches(data):
                     metrics.add(self.task.evaluate(batch))
             sounds = self.task.samples() if log is not None else {}
-        figures = _mean_over_processes(metrics, self.accelerator)
+        figures = self.task.summary(_mean_over_processes(metrics, self.accelerator))
         self.task.validated(figures)
         if log is not None:
             log.valid(self.step, figures, sounds)
@@ -396,10 +396,12 @@ class StopSignal:
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Factor on the optimisers' learning rates at a step: linear warm-up, then half a cosine."""
+    """Factor on the optimisers' learning rates at a step: warm-up, drops, half a cosine."""
     factor = 1.0
     if step < config.warmup_steps:
         factor = (step + 1) / config.warmup_steps
+    if config.drop_every:
+        factor *= config.drop_factor ** (step // config.drop_every)
     if step > config.decay_from_step:
         progress = (step - config.decay_from_step) / (config.steps - config.decay_from_step)
         low = config.final_learning_rate

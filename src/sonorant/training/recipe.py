@@ -42,6 +42,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     warmup_steps: the learning rate rises linearly over these.
     decay_from_step: from here the learning rate follows half a cosine down to
         final_learning_rate (a fraction of the optimiser's own) at the last step.
+    drop_every: after each so many steps the learning rate is multiplied by drop_factor; 0 for
+        never.
     average_decay: decay per step of the averaged weights; null keeps none.
     log_every, evaluate_every, checkpoint_every: steps between. 0 never evaluates.
     evaluation_batches: validation batches per process; null for all.
@@ -60,6 +62,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     warmup_steps: Natural = 0
     decay_from_step: Natural = 0
     final_learning_rate: Fraction = 1.0
+    drop_every: Natural = 0
+    drop_factor: Fraction = 0.1
     average_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
     log_every: Positive = 50
     evaluate_every: Natural = 1000

@@ -167,6 +167,13 @@ class Task(ABC):
         """Figures of one validation batch. Runs without gradients, modules in eval mode."""
         return {}
 
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What to log of a validation, from the means of what `evaluate` gave over all batches.
+
+        Shares of batches that differ in size come out right as a mean of hits over a mean of items.
+        """
+        return dict(means)
+
     def validated(self, figures: Mapping[str, float]) -> None:
         """Hear the means of what `evaluate` gave, over all batches and processes."""
         return
