@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sonorant.errors import ShapeError
+from sonorant.separation import blocks
 from sonorant.separation.blocks import (
     BLSTM,
     ChannelScale,
@@ -98,6 +99,16 @@ def test_local_attention_with_strong_decay_sees_only_the_neighbours():
     far[..., 25:] += 10
     # decays of 1/2 for rates 1 to 4: a score falls by 2.5 per step
     torch.testing.assert_close(attention(x)[..., :12], attention(far)[..., :12])
+
+
+@pytest.mark.parametrize("frequencies", [0, 3])
+def test_local_attention_in_blocks_of_queries_equals_all_at_once(monkeypatch, frequencies):
+    monkeypatch.setattr(blocks, "CACHED", 2 * 2 * 23 * 5)  # five queries of two heads and rows
+    attention = LocalState(4, heads=2, decays=3, frequencies=frequencies)
+    x = torch.randn(2, 4, 23)
+    with torch.no_grad():
+        in_blocks = attention(x)
+    torch.testing.assert_close(in_blocks, attention(x))
 
 
 @pytest.mark.parametrize("depth", [2, -2])

@@ -23,6 +23,7 @@ from sonorant.separation import branch_products
 Convolution = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
 WIDE_TYPES = (torch.float32, torch.float64)  # whose sums need no special care
+CACHED = 2**18  # scores that are computed at once, 1 MB
 SELF_SCORE = -100.0  # of a step with itself, which local attention leaves out
 FIRST_DECAY = -2.0  # bias of the decays: every head begins with a wide view (published package)
 
@@ -193,27 +194,47 @@ class LocalState(nn.Module):
         self.proj = nn.Conv1d(channels + heads * frequencies, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        query = self._by_head(self.query(x)).transpose(2, 3) / math.sqrt(x.shape[1] // self.heads)
+        key, content = self._by_head(self.key(x)), self._by_head(self.content(x)).transpose(2, 3)
+        slope = self._slope(x)
+        strengths = self._by_head(self.query_freqs(x)) if self.frequencies else None
         steps = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
-        difference = steps[:, None] - steps  # [time of the key, time of the query]
-        query, key = self._by_head(self.query(x)), self._by_head(self.key(x))
-        scores = key.transpose(2, 3) @ query / math.sqrt(key.shape[2])
-        if self.decays:
-            rates = torch.arange(1, self.decays + 1, device=x.device, dtype=x.dtype)
-            decays = self._by_head(self.query_decay(x)).sigmoid() / 2
-            slope = (rates @ decays) / math.sqrt(self.decays)  # [batch, heads, time of the query]
-            scores = scores - difference.abs() * slope[:, :, None]
-        if self.frequencies:
-            periods = torch.arange(1, self.frequencies + 1, device=x.device, dtype=x.dtype)
-            cosines = torch.cos(2 * math.pi * difference / periods[:, None, None])
-            strengths = self._by_head(self.query_freqs(x)) / math.sqrt(self.frequencies)
-            scores = scores + torch.einsum("pts,bhps->bhts", cosines, strengths)
-        same = torch.eye(len(steps), device=x.device, dtype=torch.bool)
-        weights = scores.masked_fill(same, SELF_SCORE).softmax(dim=2)
-        result = self._by_head(self.content(x)) @ weights
-        if self.frequencies:
-            seen = torch.einsum("bhts,pts->bhps", weights, cosines)
-            result = torch.cat([result, seen], dim=2)
-        return x + self.proj(result.flatten(1, 2))
+        results = []
+        for part in self._query_blocks(x):
+            distance = (steps[part, None] - steps).abs()
+            scores = query[:, :, part] @ key  # [batch, heads, queries, keys]
+            scores = torch.addcmul(scores, slope[:, :, part], distance, value=-1)
+            if strengths is not None:
+                waves = self._waves(distance)
+                scores = scores + torch.einsum("bhpq,pqk->bhqk", strengths[..., part], waves)
+            scores.diagonal(part.start, 2, 3).fill_(SELF_SCORE)
+            weights = scores.softmax(dim=3)
+            results.append(weights @ content)
+            if strengths is not None:
+                seen = torch.einsum("bhqk,pqk->bhqp", weights, waves) * math.sqrt(self.frequencies)
+                results[-1] = torch.cat([results[-1], seen], dim=3)
+        return x + self.proj(torch.cat(results, dim=2).transpose(2, 3).flatten(1, 2))
+
+    def _slope(self, x: Tensor) -> Tensor:
+        """By how much scores fall per step, [batch, heads, time, 1]."""
+        if not self.decays:
+            return x.new_zeros(x.shape[0], self.heads, x.shape[-1], 1)
+        rates = torch.arange(1, self.decays + 1, device=x.device, dtype=x.dtype)
+        decays = self._by_head(self.query_decay(x)).sigmoid() / 2
+        return (rates @ decays)[..., None] / math.sqrt(self.decays)
+
+    def _waves(self, distance: Tensor) -> Tensor:
+        """Cosines of the periods 1, 2, ... [frequencies, queries, keys], divided by the root of
+        their number."""
+        periods = torch.arange(1, self.frequencies + 1, device=distance.device)[:, None, None]
+        return torch.cos(2 * math.pi * distance / periods) / math.sqrt(self.frequencies)
+
+    def _query_blocks(self, x: Tensor) -> list[slice]:
+        """All queries at once, or without gradients on CPU as many as give scores for the cache."""
+        steps = size = x.shape[-1]
+        if uses_matrix_form(x):
+            size = max(1, CACHED // max(1, x.shape[0] * self.heads * steps))
+        return [slice(start, min(start + size, steps)) for start in range(0, steps, size)]
 
     def _by_head(self, x: Tensor) -> Tensor:
         """[batch, heads * width, time] -> [batch, heads, width, time]."""
