@@ -79,7 +79,9 @@ def fetch(
 
 @data.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--songs", default=200, show_default=True, help="Of them, 4 % validate, 8 % test.")
+@click.option(
+    "--songs", "count", default=200, show_default=True, help="4 % of them validate, 8 % test."
+)
 @click.option("--seconds", default=60.0, show_default=True, help="Length of each song.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps packages [OUT/packages].")
 @click.option(
@@ -93,7 +95,7 @@ def fetch(
 @click.option("--workers", default=1, show_default=True, help="Songs rendered at a time.")
 def stems(
     out: Path,
-    songs: int,
+    count: int,
     seconds: float,
     cache: Path | None,
     own_pieces: tuple[Path, ...],
@@ -110,9 +112,9 @@ def stems(
     from sonorant.data.rendered_songs import Plan, finish, render
     from sonorant.data.stem_sources import gather
 
-    tested, validating = max(1, songs * 8 // 100), max(1, songs * 4 // 100)
+    tested, validating = max(1, count * 8 // 100), max(1, count * 4 // 100)
     counts: dict[Split, int] = {
-        "train": max(1, songs - tested - validating),
+        "train": max(1, count - tested - validating),
         "valid": validating,
         "test": tested,
     }
@@ -121,6 +123,55 @@ def stems(
     rendered = render(plan, recordings, workers)
     progress = tqdm(rendered, total=sum(counts.values()), desc="rendering", unit="song")
     click.echo(f"wrote {finish(plan, progress)}")
+
+
+@data.command()
+@click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Manifest to write.")
+@click.option("--licence", default="", help="Of the songs.")
+def songs(root: Path, out: Path, licence: str) -> None:
+    """Make a manifest of the songs in ROOT: MUSDB18, MUSDB18-HQ, or folders of stems.
+
+    ROOT/train, ROOT/valid and ROOT/test hold SONG.stem.mp4 files, or a folder for each song with
+    drums.wav, vocals.wav and so on.
+    """
+    from tqdm import tqdm
+
+    from sonorant.data.songs import write_songs
+    from sonorant.separation.stems import find_songs
+
+    found = list(tqdm(find_songs(root, licence), desc="measuring", unit="song"))
+    write_songs(out, found)
+    minutes = sum(song.duration_seconds for song in found) / 60
+    click.echo(f"wrote {out}: {len(found)} songs, {minutes:.1f} minutes")
+
+
+@data.command()
+@click.argument("detector")
+@click.argument("tracks", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--seconds", default=5.0, show_default=True, help="Length of an extract.")
+@click.option("--probability", default=0.95, show_default=True, help="Least, of silence.")
+def silent(
+    detector: str, tracks: tuple[Path, ...], out: Path, seconds: float, probability: float
+) -> None:
+    """Find extracts of TRACKS (files, folders) in which a source is silent, by a DETECTOR.
+
+    A separator's recipe uses them as settings.silenced.extracts.
+    """
+    from tqdm import tqdm
+
+    from sonorant.data.prepare import AUDIO_SUFFIXES
+    from sonorant.separation.remix import find_silent, write_extracts
+    from sonorant.separation.silence_detector import SilenceDetector
+
+    model = SilenceDetector.from_pretrained(detector)
+    inside = [each for track in tracks for each in (sorted(track.rglob("*")) or [track])]
+    files = [each for each in inside if each.suffix.lower() in AUDIO_SUFFIXES]
+    thresholds = dict.fromkeys(model.config.sources, probability)
+    listened = tqdm(files, desc="listening", unit="track")
+    count = write_extracts(out, find_silent(model, listened, seconds, thresholds))
+    click.echo(f"wrote {out}: {count} extracts")
 
 
 @data.command()

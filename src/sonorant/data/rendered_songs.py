@@ -74,7 +74,10 @@ def render(plan: Plan, recordings: dict[Split, Recordings], workers: int = 1) ->
 
     Raises: ConfigError if a split lacks something to make songs of; others as the renderers.
     """
-    jobs = [(split, number) for split in SPLITS for number in range(plan.songs.get(split, 0))]
+    # The test first, so that what a stopped run leaves can be validated and tested on.
+    jobs = [
+        (split, number) for split in reversed(SPLITS) for number in range(plan.songs.get(split, 0))
+    ]
     for split in {split for split, _ in jobs}:
         empty = [name for name, each in _parts(recordings[split]) if not each]
         if empty:
