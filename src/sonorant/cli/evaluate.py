@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sonorant.cli.evaluate_separation import leaderboard, separation, submission
+from sonorant.cli.figures import check_targets, json_option, picture_option, print_figures
 from sonorant.data.manifest import DOMAINS, SPLITS, Domain, Split
 from sonorant.errors import ConfigError
 
 if TYPE_CHECKING:
     from sonorant.codec.evaluation import Evaluation, Totals
 
-STANDARD_OUTPUT = Path("-")
 SHOWN = 3
 """How many files a note names."""
 
@@ -21,6 +22,10 @@ SHOWN = 3
 @click.group()
 def evaluate() -> None:
     """Measure how good a model is."""
+
+
+for command in (separation, leaderboard, submission):
+    evaluate.add_command(command)
 
 
 @evaluate.command()
@@ -37,13 +42,8 @@ def evaluate() -> None:
 @click.option("--metrics", metavar="NAME,NAME", help="Which to compute; by default all.")
 @click.option("--domain", type=click.Choice(DOMAINS), help="What the files and folders hold.")
 @click.option("--split", type=click.Choice(SPLITS), help="Only this part of a manifest.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every figure here; - prints them instead of the table.",
-)
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="PNG, PDF or SVG.")
+@json_option
+@picture_option
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
 def codec(
     model: str,
@@ -67,9 +67,7 @@ def codec(
     from sonorant.codec.evaluation import Plan, evaluate_codec, find_sounds
     from sonorant.codec.metrics import METRICS
 
-    for target in (json_path, picture):
-        if target is not None and target != STANDARD_OUTPUT:
-            check_folder(target)
+    check_targets(json_path, picture)
     if picture is not None:
         from sonorant.codec.evaluation_picture import check_picture_path
 
@@ -83,24 +81,11 @@ def codec(
     plan = Plan(model, bandwidths or (None,), chosen)
     with tqdm(total=len(sounds), desc="evaluating", unit="file", disable=None) as bar:
         evaluation = evaluate_codec(sounds, plan, workers, bar.update)
-    if json_path is not None and json_path != STANDARD_OUTPUT:
-        part = json_path.with_name(json_path.name + ".part")
-        part.write_bytes(as_json(evaluation) + b"\n")
-        part.replace(json_path)
-    if json_path == STANDARD_OUTPUT:
-        click.echo(as_json(evaluation))
-    else:
-        click.echo("\n".join([table(evaluation), *notes(evaluation)]))
+    print_figures(evaluation, json_path, lambda: [table(evaluation), *notes(evaluation)])
     if picture is not None:
         from sonorant.codec.evaluation_picture import write_picture
 
         write_picture(evaluation, picture)
-
-
-def check_folder(target: Path) -> None:
-    """Raises: ConfigError if the folder to write to is missing, before all the work."""
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {target.absolute().parent} to write to")
 
 
 def table(evaluation: Evaluation) -> str:
@@ -161,10 +146,3 @@ def _listed(missing: dict[str, str]) -> str:
     shown = [f"{path} ({reason})" for path, reason in list(missing.items())[:SHOWN]]
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     return "; ".join(shown) + more
-
-
-def as_json(evaluation: Evaluation) -> bytes:
-    """Every figure of every file."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(evaluation), indent=2)
