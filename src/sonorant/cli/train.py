@@ -9,6 +9,8 @@ import click
 SHORT_NAMES = {
     "codec": "sonorant.codec.training:CodecTask",
     "entropy": "sonorant.codec.entropy_training:EntropyTask",
+    "image_classification": "sonorant.studies.image_classification:ImageTask",
+    "language_model": "sonorant.studies.language_model:LanguageTask",
     "mimi": "sonorant.codec.mimi_training:MimiTask",
     "separation": "sonorant.separation.training:SeparationTask",
     "silence_detector": "sonorant.separation.silence_detector:DetectorTask",

@@ -1,1 +1,1 @@
-"""Small experiments that reproduce what papers say of optimisers, with pictures."""
+"""Small experiments that reproduce what papers say of optimisers and of few bits per weight."""
