@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sonorant.errors import CheckpointError, ConfigError
-from sonorant.optim.average import ExponentialMovingAverage
+from sonorant.optim.average import AverageBank, ExponentialMovingAverage
 
 
 class Module(nn.Module):
@@ -118,3 +118,30 @@ def test_averages_of_another_module_are_refused() -> None:
 def test_impossible_decay_is_refused() -> None:
     with pytest.raises(ConfigError, match="decay"):
         ExponentialMovingAverage(Module(), 1.5)
+
+
+def test_a_bank_updates_each_kind_in_its_time() -> None:
+    module = Module()
+    bank = AverageBank(module, step_decays=(0.5,), epoch_decays=(0.9,))
+    assert not bank.ready
+    for value in (1.0, 4.0):
+        module.fill(value)
+        bank.step()
+    assert list(bank.ready) == ["step_0.5"]
+    bank.epoch()
+    assert list(bank.ready) == ["step_0.5", "epoch_0.9"]
+    for name, expected in (("step_0.5", 3.0), ("epoch_0.9", 4.0)):
+        with bank.averages[name].applied():
+            assert module.weight[0].item() == pytest.approx(expected)
+
+
+def test_a_bank_continues_only_the_same_bank() -> None:
+    module = Module()
+    bank, other = AverageBank(module, (0.5,), ()), AverageBank(module, (0.9,), ())
+    module.fill(3)
+    bank.step()
+    again = AverageBank(module, (0.5,), ())
+    again.load_state_dict(bank.state_dict())
+    assert list(again.ready) == ["step_0.5"]
+    with pytest.raises(CheckpointError, match="has the averages"):
+        other.load_state_dict(bank.state_dict())
