@@ -100,6 +100,7 @@ class ResNet(Model):
 
     Shape: images [batch, 3, height, width] in [0, 1] -> logits [batch, classes].
 
+    >>> import torch
     >>> ResNet(ResNetConfig(first_width=4, widths=(4, 8), blocks=1))(torch.rand(2, 3, 8, 8)).shape
     torch.Size([2, 10])
     """
