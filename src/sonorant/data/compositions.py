@@ -247,5 +247,7 @@ def _mido() -> Any:
     try:
         import mido  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise DependencyError("MIDI files are read with mido: pip install mido") from error
+        raise DependencyError(
+            "MIDI files are read with mido: pip install 'sonorant[midi]'"
+        ) from error
     return mido
