@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner
 
 from sonorant.cli.data import data
 from sonorant.data.manifest import read_manifest
+from sonorant.data.songs import read_songs
 from sonorant.errors import ConfigError
+from sonorant.separation.remix import read_extracts
+from sonorant.separation.silence_detector import DetectorConfig, SilenceDetector
 from tests.data.test_packages import build_package, stand_in_for_apt
+from tests.separation.songs import write_song
 
 
 def run(*arguments: object) -> str:
@@ -98,3 +103,29 @@ def test_wrong_requests_are_refused(
     with pytest.raises(ConfigError, match=message):
         run("fetch", *arguments, "--out", "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_songs_in_stems_get_a_manifest(tmp_path: Path) -> None:
+    write_song(tmp_path / "train" / "One")
+    write_song(tmp_path / "test" / "Two")
+    output = run("songs", tmp_path, "--out", tmp_path / "songs.jsonl", "--licence", "CC0-1.0")
+    assert "2 songs, 0.1 minutes" in output
+    songs = read_songs(tmp_path / "songs.jsonl")
+    assert [(song.name, song.split, song.licence) for song in songs] == [
+        ("One", "train", "CC0-1.0"),
+        ("Two", "test", "CC0-1.0"),
+    ]
+
+
+def test_silent_sources_are_found_by_a_detector(tmp_path: Path) -> None:
+    detector = SilenceDetector(DetectorConfig(channels=4, depth=3, sample_rate=24_000))
+    with torch.no_grad():
+        detector.head.weight.zero_()
+        detector.head.bias.copy_(torch.tensor([5.0, -5.0, -5.0, 5.0]))
+    detector.save_pretrained(tmp_path / "detector")
+    noise_file(tmp_path / "music" / "track.wav", 2.5)
+    out = tmp_path / "silent.jsonl"
+    output = run("silent", tmp_path / "detector", tmp_path / "music", "--out", out, "--seconds", 1)
+    assert "4 extracts" in output
+    found = [(each.source, each.start_seconds) for each in read_extracts(out)]
+    assert found == [("drums", 0.0), ("vocals", 0.0), ("drums", 1.0), ("vocals", 1.0)]
