@@ -29,8 +29,8 @@ from sonorant.training.engine import train
 from sonorant.training.recipe import Recipe, build_task, load_recipe
 
 WEIGHTS = Path(sonorant.__file__).parent / "weights" / "codec-24khz-small"
-RUNS = ["plain", "diffq:0.1", "diffq:1", "diffq:2", "lsq:4", "lsq:8", "uniform:4", "uniform:8"]
-BITS_AFTERWARDS = (8, 6, 4)
+RUNS = ["plain", "diffq:0.1", "diffq:1", "diffq:10", "lsq:4", "lsq:8", "uniform:4", "uniform:8"]
+BITS_AFTERWARDS = (12, 10, 8, 6, 4)
 BITS_RATE = 0.02  # of the bits' Adam: 20 times the paper's, for some hundred steps
 EVALUATION_BATCHES = 4
 
@@ -41,7 +41,7 @@ class Subject:
 
     recipe: its own. changes: to the recipe, to go on from `start` for a short while.
     prefix: of the names of the tensors that are counted. choice: what is quantised.
-    figures: of those that its task's `evaluate` gives.
+    figures: of those that its task's `evaluate` gives. first_bits: from which DiffQ learns them.
     """
 
     recipe: str
@@ -50,6 +50,7 @@ class Subject:
     figures: tuple[str, ...]
     prefix: str = ""
     choice: Choice = field(default_factory=Choice)
+    first_bits: float = 8
 
 
 SUBJECTS = {
@@ -74,6 +75,7 @@ SUBJECTS = {
         figures=("si_snr_6kbps", "mel_6kbps"),
         prefix="decoder.",
         choice=Choice(exclude=("encoder.*", "quantizer.*")),
+        first_bits=12,  # its weights stand further apart than trained ones
     ),
 }
 
@@ -124,7 +126,8 @@ def recipe_of(subject: Subject, run: str, options: argparse.Namespace) -> Recipe
         return recipe
     numbers: dict[str, Any] = {"method": method, "choice": msgspec.to_builtins(subject.choice)}
     if method == "diffq":
-        numbers |= {"penalty": float(number), "learning_rate": BITS_RATE}
+        bits = {"init_bits": subject.first_bits}
+        numbers |= {"penalty": float(number), "learning_rate": BITS_RATE, "config": bits}
     else:
         numbers |= {"bits": int(number)}
     return msgspec.convert(msgspec.to_builtins(recipe) | {"quantization": numbers}, Recipe)

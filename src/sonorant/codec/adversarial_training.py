@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import torch
@@ -46,7 +46,6 @@ from sonorant.training.task import Metrics, StepContext, Task, numbered_sounds
 CODEBOOK_SEED = 2**31  # of the segments that start the codebooks, apart from those trained on
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
-AnyCodec = TypeVar("AnyCodec", bound=Codec)
 
 
 class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -286,20 +285,6 @@ class AdversarialTask(Task):
 
     def export(self, folder: Path) -> None:
         self.codec.save_pretrained(folder)
-
-
-def codec_to_train_on(kind: type[AnyCodec], name: str, config: Any) -> AnyCodec:
-    """A codec by name or path, in training mode; its weight norm stays folded.
-
-    Raises: ConfigError if it has another config than the recipe's.
-    """
-    codec = kind.from_pretrained(name)
-    if codec.config != config:
-        raise ConfigError(
-            f"{name} has another config than the recipe's codec section; "
-            "copy the one from its config.json"
-        )
-    return codec.train()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from sonorant.codec.files import load_codec
 from sonorant.codec.token_cache import NOTHING, TokenDataset, cached_tokens
 from sonorant.data.manifest import Split, read_manifest
 from sonorant.errors import ConfigError
+from sonorant.training.start import first_model
 from sonorant.training.task import Metrics, StepContext, Task
 
 # The slowest position wave of the published kind has a period of 2 pi 10000 frames: from offsets up
@@ -75,7 +76,11 @@ class EntropyTask(Task):
         if not hasattr(self.codec.config, "target_bandwidths_kbps"):
             raise ConfigError(f"{settings.codec} has no bandwidths to draw from")
         self.bandwidths: tuple[float, ...] = self.codec.config.target_bandwidths_kbps
-        self.model = first_model(settings)
+        self.model: EntropyCore
+        if settings.published is None:
+            self.model = first_model(CompactEntropyModel, settings.model, settings.start)
+        else:
+            self.model = first_model(EntropyModel, settings.published, settings.start)
         quantizer, config = self.codec.config.quantizer, self.model.config
         if (quantizer.codebooks, quantizer.codebook_size) != (
             config.codebooks,
@@ -147,21 +152,3 @@ class EntropyTask(Task):
     def export(self, folder: Path) -> None:
         """Half the bytes in fp16; the coder's steps are no finer."""
         self.model.save_pretrained(folder, torch.float16)
-
-
-def first_model(settings: EntropySettings) -> EntropyCore:
-    """The model that training starts from.
-
-    Raises: ConfigError if `start` has another config than the recipe's model; as `load`.
-    """
-    kind = CompactEntropyModel if settings.published is None else EntropyModel
-    config = settings.published or settings.model
-    if settings.start is None:
-        return kind(config)  # type: ignore[arg-type]
-    model = kind.from_pretrained(settings.start)
-    if model.config != config:
-        raise ConfigError(
-            f"{settings.start} has another config than the recipe's model; "
-            "copy the one from its config.json"
-        )
-    return model.train()

@@ -24,13 +24,13 @@ from sonorant.codec.adversarial_training import (
     Attempt,
     Natural,
     Share,
-    codec_to_train_on,
 )
 from sonorant.codec.decoder_training import DecoderOnly, attempt_decoder, decoder_optimizer
 from sonorant.codec.mimi import Mimi, MimiConfig
 from sonorant.codec.mimi_start import VocoderSettings, fit_projections, start_mimi
 from sonorant.codec.semantic_teachers import Teacher, TeacherSettings, WavLMSettings, make_teacher
 from sonorant.errors import ConfigError
+from sonorant.training.start import first_model
 from sonorant.training.task import Metrics, StepContext
 
 
@@ -197,10 +197,10 @@ class MimiTask(AdversarialTask):
 
 
 def first_mimi(settings: MimiSettings) -> Mimi:
-    """The codec that training starts from; raises as `codec_to_train_on`."""
+    """The codec that training starts from; raises as `first_model`."""
     if settings.model is None:
         codec = Mimi(settings.codec)
         if settings.vocoder is not None:
             start_mimi(codec, settings.vocoder)
         return codec
-    return codec_to_train_on(Mimi, settings.model, settings.codec)
+    return first_model(Mimi, settings.codec, settings.model)

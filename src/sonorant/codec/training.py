@@ -16,13 +16,13 @@ from sonorant.codec.adversarial_training import (
     AdversarialSettings,
     AdversarialTask,
     Attempt,
-    codec_to_train_on,
 )
 from sonorant.codec.decoder_training import DecoderOnly, attempt_decoder, decoder_optimizer
 from sonorant.codec.encodec import Encodec, EncodecConfig
 from sonorant.codec.independence_training import IndependencePromoter, IndependenceSettings
 from sonorant.errors import ConfigError
 from sonorant.nn.seanet_start import start_as_transform
+from sonorant.training.start import first_model
 from sonorant.training.task import StepContext
 
 
@@ -114,9 +114,9 @@ class CodecTask(AdversarialTask):
 
 
 def first_codec(settings: CodecSettings) -> Encodec:
-    """The codec that training starts from; raises as `codec_to_train_on`."""
+    """The codec that training starts from; raises as `first_model`."""
     if settings.start.model is not None:
-        return codec_to_train_on(Encodec, settings.start.model, settings.codec)
+        return first_model(Encodec, settings.codec, settings.start.model)
     codec = Encodec(settings.codec)
     if settings.start.transform:
         bands = settings.start.noise_bands
