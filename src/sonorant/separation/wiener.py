@@ -29,6 +29,9 @@ def wiener(
     mix: complex [..., frames, bins, channels].
     softmask: begin with the mixture divided in proportion to the magnitudes.
     residual: one source more, last: what the first estimates leave of the mixture.
+
+    Where the mixture is silent the estimates are real at first, and become silent with the first
+    iteration; the published package takes such a mixture for 1 there, and so adds sound.
     """
     if softmask:
         total = EPSILON + magnitudes.sum(dim=-1, keepdim=True)

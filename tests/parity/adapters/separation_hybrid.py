@@ -49,4 +49,7 @@ def compares(translation: Translation) -> Callable[[Case], dict[str, Tensor]]:
     return compare
 
 
-ADAPTERS = {"hdemucs": compares(checkpoints.HDEMUCS)}
+ADAPTERS = {
+    "hdemucs": compares(checkpoints.HDEMUCS),
+    "htdemucs": compares(checkpoints.HTDEMUCS),
+}
