@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors import safe_open
@@ -95,9 +96,59 @@ def test_a_session_of_another_version_or_size_is_refused(model: Mimi, tmp_path: 
         model.init_state(batch_size=2).load(file)
 
 
+@pytest.mark.parametrize("layout", ["moshi", "huggingface"])
+def test_a_session_goes_on_with_the_model_in_another_layout(
+    model: Mimi, layout: str, tmp_path: Path
+) -> None:
+    """The published layouts hold the moving averages of training, ours the codewords only."""
+    with torch.no_grad():
+        for part in (model.quantizer.semantic, model.quantizer.acoustic):
+            for level in part.levels.layers:
+                level.usage.fill_(2)
+                level.embed_sum.mul_(2)
+    model.export(tmp_path / layout, layout)
+    published = sonorant.load(tmp_path / layout)
+    published.save_pretrained(tmp_path / "ours")
+    ours = sonorant.load(tmp_path / "ours")
+    assert isinstance(published, Mimi)
+    assert isinstance(ours, Mimi)
+    state, resumed = published.init_state(), ours.init_state()
+    step(published, sound(1, 2 * HOP), state)
+    state.save(tmp_path / "session.safetensors")
+    resumed.load(tmp_path / "session.safetensors")
+    x = sound(1, HOP)
+    assert torch.equal(step(published, x, state)[1], step(ours, x, resumed)[1])
+
+
+def test_a_session_of_the_same_weights_under_another_config_is_refused(
+    model: Mimi, tmp_path: Path
+) -> None:
+    transformer = msgspec.structs.replace(model.config.transformer, max_period=500)
+    other = Mimi(msgspec.structs.replace(model.config, transformer=transformer))
+    other.load_state_dict(model.state_dict())
+    model.init_state().save(tmp_path / "session.safetensors")
+    with pytest.raises(CheckpointError, match="other weights or config"):
+        other.eval().init_state().load(tmp_path / "session.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["fp16", "int8"])
+def test_a_session_of_a_packed_model_is_for_models_packed_alike(
+    model: Mimi, mode: str, tmp_path: Path
+) -> None:
+    fresh, twin, unlike = (sonorant.load(tmp_path / "model") for _ in range(3))
+    twin.optimize(mode)
+    model.optimize(mode)
+    unlike.optimize("int8" if mode == "fp16" else "fp16")
+    model.init_state().save(tmp_path / "session.safetensors")
+    twin.init_state().load(tmp_path / "session.safetensors")
+    for other in (fresh, unlike):
+        with pytest.raises(CheckpointError, match="packed otherwise"):
+            other.init_state().load(tmp_path / "session.safetensors")
+
+
 def test_a_session_of_another_context_is_refused(tmp_path: Path) -> None:
     tiny_mimi(context=5).init_state().save(tmp_path / "session.safetensors")
-    with pytest.raises(CheckpointError, match="does not hold the tensors of this state"):
+    with pytest.raises(CheckpointError, match="by another model"):
         tiny_mimi(context=6).init_state().load(tmp_path / "session.safetensors")
 
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sonorant.errors import CheckpointError, ShapeError
+from sonorant.model import fold_weight_norm
 from sonorant.nn.conv import ConvStyle, StreamingConv1d
+from sonorant.nn.quantizer import QuantizerConfig, ResidualQuantizer
 from sonorant.nn.state import State, init_state
 
 ZERO = ConvStyle(causal=True, pad_mode="zero", norm="none")
@@ -76,3 +79,28 @@ def test_wrong_sizes_are_refused(conv: StreamingConv1d) -> None:
         State(conv, 0)
     with pytest.raises(ShapeError, match="mask of shape"):
         init_state(conv, 2).set_active(torch.tensor([True]))
+
+
+def test_a_state_knows_its_model_with_weight_norm_folded_or_not(tmp_path: Path) -> None:
+    style = ConvStyle(causal=True, pad_mode="zero", norm="weight_norm")
+    conv = StreamingConv1d(2, 3, kernel_size=4, style=style).eval()
+    init_state(conv).save(tmp_path / "session.safetensors")
+    fold_weight_norm(conv)
+    init_state(conv).load(tmp_path / "session.safetensors")
+    with torch.no_grad():
+        conv.conv.weight.mul_(2)
+    with pytest.raises(CheckpointError, match="another model"):
+        init_state(conv).load(tmp_path / "session.safetensors")
+
+
+def test_what_only_training_needs_makes_no_other_model_at_any_depth(tmp_path: Path) -> None:
+    config = QuantizerConfig(dimension=2, codebooks=2, codebook_size=3)
+    conv = StreamingConv1d(2, 3, kernel_size=4, style=ZERO)
+    module = nn.ModuleDict({"inner": nn.ModuleDict({"q": ResidualQuantizer(config), "c": conv})})
+    init_state(module).save(tmp_path / "session.safetensors")
+    codebook = module["inner"]["q"].layers[1]  # type: ignore[index]
+    codebook.usage.add_(1)
+    init_state(module).load(tmp_path / "session.safetensors")
+    codebook.embed.add_(1)
+    with pytest.raises(CheckpointError, match="another model"):
+        init_state(module).load(tmp_path / "session.safetensors")

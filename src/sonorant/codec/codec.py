@@ -16,12 +16,9 @@ from sonorant.audio import Audio
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ShapeError
 from sonorant.model import Model
-from sonorant.nn.quantizer import ResidualQuantizer
+from sonorant.nn.quantizer import Codebook, ResidualQuantizer
 from sonorant.nn.split_quantizer import SplitQuantizer
 from sonorant.nn.state import State
-
-# The quantizers' moving averages: training goes on from them; no token or sound depends on them.
-TRAINING_BUFFERS = ("embed_sum", "usage", "initialized")
 
 
 class Codec(Model, ABC):
@@ -123,7 +120,7 @@ class Codec(Model, ABC):
         return {
             name: tensor
             for name, tensor in super().saved_tensors().items()
-            if name.rsplit(".", 1)[-1] not in TRAINING_BUFFERS
+            if name.rsplit(".", 1)[-1] not in Codebook.training_buffers
         }
 
     def _batch_of(self, audio: Audio) -> tuple[Tensor, int]:

@@ -19,7 +19,7 @@ import torch
 
 from sonorant.audio import Audio, AudioInfo, AudioWriter, blocks, info
 from sonorant.audio.sound import Converter, Samples, to_numpy
-from sonorant.codec.codec import TRAINING_BUFFERS, Codec
+from sonorant.codec.codec import Codec
 from sonorant.codec.container import Block, ContainerReader, ContainerWriter
 from sonorant.codec.container_layout import FINGERPRINT_BYTES, Header
 from sonorant.codec.ecdc import SUFFIX, EcdcReader, EcdcWriter
@@ -85,9 +85,8 @@ def fingerprint(model: Model) -> bytes:
     """16 bytes that tell this model from every other: of its config and weights, by SHA-256."""
     digest = hashlib.sha256(msgspec.json.encode(model.config))
     for name, tensor in sorted(model.saved_tensors().items()):
-        if name.rsplit(".", 1)[-1] not in TRAINING_BUFFERS:
-            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().numpy().tobytes())
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.digest()[:FINGERPRINT_BYTES]
 
 

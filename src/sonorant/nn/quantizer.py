@@ -11,7 +11,7 @@ replacement has no effect; here it takes effect, as in Mimi.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import torch
@@ -51,6 +51,8 @@ class Codebook(nn.Module):
     averages they come from; `initialized` [1]. A checkpoint may hold `embed` alone.
     """
 
+    training_buffers: ClassVar[tuple[str, ...]] = ("embed_sum", "usage", "initialized")
+    """Training goes on from these; no token or sound depends on them."""
     embed: Tensor
     embed_sum: Tensor
     usage: Tensor
@@ -158,8 +160,9 @@ class Codebook(nn.Module):
     ) -> None:
         """Complete a checkpoint that holds the codewords only, as shipped models do."""
         embed = state_dict.get(prefix + "embed")
-        names = ("embed_sum", "usage", "initialized")
-        if embed is not None and not any(prefix + name in state_dict for name in names):
+        if embed is not None and not any(
+            prefix + name in state_dict for name in self.training_buffers
+        ):
             state_dict[prefix + "embed_sum"] = embed.clone()
             state_dict[prefix + "usage"] = torch.ones_like(embed[:, 0])
             state_dict[prefix + "initialized"] = torch.ones_like(embed[0, :1])

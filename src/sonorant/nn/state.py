@@ -17,18 +17,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sonorant.errors import CheckpointError, ShapeError
+from sonorant.nn.linear import PackedLinear
 
-VERSION = "2"  # of what state tensors mean; counts up when a module remembers something else
+# Counts up when a module remembers something else, or when models are told apart by something else.
+VERSION = "3"
 SAMPLED_VALUES = 64
 REASONS = {
     "version": "by another version of this package; start the session anew",
-    "model": "by another model (other weights, or packed otherwise); load it with the same one",
+    "model": (
+        "by another model (other weights or config, or packed otherwise); load it with the same one"
+    ),
     "low_latency": "in another latency mode; make the state with the same low_latency",
 }
 
@@ -172,18 +177,42 @@ class State:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Tells a module from others: a digest of the names, shapes and some values of its weights.
+    """Tells a module from others: by its config, how it is packed, and the names, shapes and some
+    values of the tensors that it is stored with.
 
     Some are enough: training or rounding changes all of them, and a live session cannot wait for
-    hundreds of megabytes to be read.
+    hundreds of megabytes to be read. The layout that a model was loaded from makes no difference.
     """
     digest = hashlib.sha256()
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // SAMPLED_VALUES)].cpu()
+    for path, child in module.named_modules():
+        config = getattr(child, "config", None)
+        if isinstance(config, msgspec.Struct):
+            digest.update(path.encode() + msgspec.json.encode(config))
+        if isinstance(child, PackedLinear):
+            digest.update(f"{path} {child}".encode())
+    for name, tensor in sorted(_stored_tensors(module).items()):
+        step = max(1, tensor.numel() // SAMPLED_VALUES)
+        places = torch.arange(0, tensor.numel(), step, device=tensor.device)
+        some = tensor.detach().take(places).cpu()
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a model of `module` is stored with: weight norm folded, and without what only training
+    needs, which modules name as their `training_buffers`. Packed layers have none.
+    """
+    found: dict[str, Tensor | None] = {}
+    for path, child in module.named_modules():
+        if "parametrizations" in path.split("."):
+            continue
+        passing = child._non_persistent_buffers_set.union(getattr(child, "training_buffers", ()))
+        own = {**child._parameters, **child._buffers}
+        own |= {name: getattr(child, name) for name in getattr(child, "parametrizations", ())}
+        prefix = f"{path}." if path else ""
+        found |= {prefix + name: tensor for name, tensor in own.items() if name not in passing}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def init_state(root: nn.Module, batch_size: int = 1, low_latency: bool = False) -> State:
