@@ -63,6 +63,34 @@ def test_frames_are_full_ones_and_the_rest_is_left_out() -> None:
     assert scores.sdr.shape == (3, 3)
 
 
+@pytest.mark.parametrize("samples", [4000, 4700])
+def test_frames_that_follow_each_other_make_the_track_s_filters(samples: int) -> None:
+    references, estimates = sounds(time=samples)
+    following = bss_eval(references, estimates, BssEvalConfig(1000, 1000, taps=64))
+    overlapping = bss_eval(references, estimates, BssEvalConfig(1000, 500, taps=64))
+    for score in SCORES:
+        every_other = getattr(overlapping, score)[:, ::2]
+        assert torch.allclose(getattr(following, score), every_other, rtol=1e-9), score
+
+
+def test_single_precision_sounds_give_the_same_figures() -> None:
+    references, estimates = (sound.float() for sound in sounds())
+    assert torch.allclose(
+        bss_eval(references, estimates, SHORT).sar,
+        bss_eval(references.double(), estimates.double(), SHORT).sar,
+        rtol=1e-12,
+    )
+
+
+def test_small_artefacts_keep_their_digits() -> None:
+    references, _ = sounds()
+    artefacts = torch.randn(references.shape, dtype=torch.float64)
+    quiet = bss_eval(references, references + 1e-6 * artefacts, BssEvalConfig(taps=8)).sar
+    loud = bss_eval(references, references + 1e-2 * artefacts, BssEvalConfig(taps=8)).sar
+    assert torch.allclose(quiet, loud + 80, atol=0.01)
+    assert not torch.equal(quiet, loud + 80)
+
+
 def test_version_3_is_every_frame_as_a_track() -> None:
     references, estimates = sounds()
     whole = bss_eval(references, estimates, SHORT)

@@ -41,13 +41,13 @@ class Factor:
             for index, row in enumerate(self.rows):
                 here = slice(index * size, (index + 1) * size)
                 diagonal = row[:, :, :size].transpose(1, 2)
-                x[:, here] = torch.linalg.solve(diagonal, x[:, here])
+                x[:, here] = torch.linalg.solve_ex(diagonal, x[:, here])[0]
                 below = row[:, :, size:].transpose(1, 2)
                 x[:, here.stop :].baddbmm_(below, x[:, here], alpha=-1)
             for index, row in reversed(list(enumerate(self.rows))):
                 here = slice(index * size, (index + 1) * size)
                 known = torch.baddbmm(x[:, here], row[:, :, size:], x[:, here.stop :], alpha=-1)
-                x[:, here] = torch.linalg.solve(row[:, :, :size], known)
+                x[:, here] = torch.linalg.solve_ex(row[:, :, :size], known)[0]
         return x
 
 
@@ -98,7 +98,7 @@ def factorize(blocks: Tensor) -> Factor | None:
     # T minus T shifted by a block is P^T P - Q^T Q; every step moves P on and cancels Q's head.
     p = torch.linalg.solve_triangular(start, stacked, upper=False)
     q = p[:, :, size:]
-    rows = [p]
+    rows, failures = [p], [failed]
     with one_thread():
         for _ in range(1, count):
             p = p[:, :, :-size]
@@ -106,8 +106,7 @@ def factorize(blocks: Tensor) -> Factor | None:
             mirrored = reflection.transpose(1, 2)
             left, singular = torch.linalg.cholesky_ex(identity - mirrored @ reflection)
             right, indefinite = torch.linalg.cholesky_ex(identity - reflection @ mirrored)
-            if (failed | singular | indefinite).any():
-                return None
+            failures.append(failed | singular | indefinite)
             inverse = torch.linalg.solve_triangular(left, identity, upper=False)
             p = inverse @ torch.baddbmm(p, mirrored, q, alpha=-1)
             rows.append(p)
@@ -115,7 +114,7 @@ def factorize(blocks: Tensor) -> Factor | None:
             # From the new P, not the old one: this is the mixed form.
             q = right.transpose(1, 2) @ q[:, :, size:]
             q = q.baddbmm_(across, p[:, :, size:], alpha=-1)
-    return Factor(rows)
+    return None if torch.stack(failures).any() else Factor(rows)
 
 
 def dense(blocks: Tensor) -> Tensor:

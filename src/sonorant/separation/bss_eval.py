@@ -15,26 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sonorant.errors import ConfigError, ShapeError
-from sonorant.separation import block_toeplitz
+from sonorant.separation.correlations import Signals
+from sonorant.separation.distortion_filters import DistortionFilters, Pairs
+from sonorant.separation.frame_energies import Combinations
 
 TAPS = 512
 """Of the distortion filters (arXiv 1804.06267)."""
-BLOCK_TAPS = 8
-"""Fourier transforms take blocks of this many times the taps, and one eighth of them is overlap."""
-BLOCKS_AT_ONCE = 16
-"""Bounds the memory at a few tens of MB, and stays in the processor's cache."""
-RIDGE = float(np.finfo(np.float64).eps)
-"""Added to the diagonal of the normal equations, as museval does."""
+TRUSTED = 1e-9
+"""Share of the numbers that an energy is a difference of, below which it is computed anew. Rounding
+leaves 1e-16 of them."""
 
 
 class BssEvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,21 +83,21 @@ def bss_eval(
     """
     config = config or BssEvalConfig()
     _check(references, estimates, config)
-    references, estimates = references.double(), estimates.double()
+    signals = Signals(references, estimates)
     count = len(references)
     pairs = [(j, k) for j in range(count) for k in range(count) if config.permute or j == k]
-    spans = list(frames(references.shape[-1], config.window_samples, config.hop_samples))
+    spans = list(frames(signals.samples, config.window_samples, config.hop_samples))
+    sounding = [_sounds(references[..., s]) and _sounds(estimates[..., s]) for s in spans]
     ratios = torch.full((4, len(pairs), len(spans)), torch.nan, dtype=torch.float64)
-    filters = None
-    for index, span in enumerate(spans):
-        true, guess = references[..., span], estimates[..., span]
-        if not (_sounds(true) and _sounds(guess)):
-            continue
-        if config.framewise_filters:
-            filters = _Filters.fit(true, guess, config.taps, pairs)
-        elif filters is None:
-            filters = _Filters.fit(references, estimates, config.taps, pairs)
-        ratios[:, :, index] = _ratios(true, guess, filters, pairs, config.images)
+    if config.framewise_filters:
+        for index, span in enumerate(spans):
+            if sounding[index]:
+                frame = Signals(references[..., span], estimates[..., span])
+                whole = [slice(0, frame.samples)]
+                ratios[..., index : index + 1] = _score_track(frame, whole, pairs, config)
+    elif any(sounding):
+        ratios = _score_track(signals, spans, pairs, config)
+        ratios[..., ~torch.tensor(sounding)] = torch.nan
     return _permuted(ratios, count, config)
 
 
@@ -132,128 +130,115 @@ def _sounds(signals: Tensor) -> bool:
     return bool((signals.sum(dim=1) != 0).any(dim=1).all())
 
 
-@dataclass(frozen=True)
-class _Filters:
-    """Least-squares filters of a track, as spectra `[frequency, outputs, references]`.
-
-    Outputs: every channel of every estimate from all references, then for each pair of a source and
-    an estimate its channels from that source alone. References: channels of all sources.
-    """
-
-    spectra: Tensor
-    taps: int
-
-    @classmethod
-    def fit(
-        cls, references: Tensor, estimates: Tensor, taps: int, pairs: Sequence[tuple[int, int]]
-    ) -> _Filters:
-        sources, channels, time = references.shape
-        inputs = sources * channels
-        flat = references.reshape(inputs, time)
-        correlations = _correlations(flat, torch.cat([flat, estimates.reshape(inputs, time)]), taps)
-        among, with_estimates = correlations[None].tensor_split([inputs], dim=-1)
-        among = among.contiguous()
-        among[:, 0] += RIDGE * torch.eye(inputs, dtype=among.dtype, device=among.device)
-        outputs = inputs + len(pairs) * channels
-        filters = among.new_zeros(taps, outputs, inputs)
-        filters[:, :inputs] = block_toeplitz.solve(among, with_estimates)[0].transpose(1, 2)
-        own = [slice(source * channels, (source + 1) * channels) for source in range(sources)]
-        guesses = [[k for j, k in pairs if j == source] for source in range(sources)]
-        alone = block_toeplitz.solve(
-            torch.stack([among[0, :, here, here] for here in own]),
-            torch.stack(
-                [
-                    torch.cat([with_estimates[0, :, here, own[k]] for k in guesses[source]], dim=-1)
-                    for source, here in enumerate(own)
-                ]
-            ),
-        )
-        width = alone.shape[-1]
-        for source, here in enumerate(own):
-            first = inputs + source * width
-            filters[:, first : first + width, here] = alone[source].transpose(1, 2)
-        return cls(torch.fft.rfft(filters, n=_block_samples(taps), dim=0), taps)
-
-
-def _block_samples(taps: int) -> int:
-    """A power of two, for the transform's speed."""
-    return int(2 ** np.ceil(np.log2(BLOCK_TAPS * taps)))
-
-
-def _correlations(references: Tensor, signals: Tensor, taps: int) -> Tensor:
-    """`[taps, references, signals]`: inner products of references, delayed, with signals, in time.
-
-    Blocks of the references are correlated with what lies under them and the taps after them.
-    """
-    size = _block_samples(taps)
-    step = size - taps + 1
-    time = signals.shape[-1]
-    blocks = -(-time // step)
-    padded = functional.pad(signals, (0, blocks * step + taps - 1 - time)).unfold(-1, size, step)
-    total = torch.zeros((), dtype=torch.complex128, device=signals.device)
-    for first in range(0, blocks, BLOCKS_AT_ONCE):
-        under = padded[:, first : first + BLOCKS_AT_ONCE]
-        delayed = torch.fft.rfft(under[: len(references), :, :step], n=size).permute(2, 0, 1)
-        spectra = torch.fft.rfft(under).permute(2, 1, 0).contiguous()
-        total = total + torch.bmm(delayed.conj().resolve_conj().contiguous(), spectra)
-    return torch.fft.irfft(total, n=size, dim=0)[:taps]
-
-
-def _ratios(
-    true: Tensor, guess: Tensor, filters: _Filters, pairs: Sequence[tuple[int, int]], images: bool
+def _score_track(
+    signals: Signals, spans: Sequence[slice], pairs: Pairs, config: BssEvalConfig
 ) -> Tensor:
-    """SDR, ISR, SIR and SAR in dB of every pair in one frame, `[4, pairs]`.
+    """Ratios `[4, pairs, frames]`, with filters of the whole track."""
+    correlations = [signals.correlate(span, config.taps) for span in spans]
+    whole = _joined(signals, spans, correlations, config.taps)
+    filters = DistortionFilters.fit(whole, len(signals.sources), pairs)
+    return _score_frames(signals, spans, correlations, filters, pairs, config.images)
 
-    The frame is taken out of its surroundings: before and after it there is silence.
-    """
-    sources, channels, _ = true.shape
+
+def _joined(
+    signals: Signals, spans: Sequence[slice], correlations: Sequence[Tensor], taps: int
+) -> Tensor:
+    """The whole track's correlations: of frames, where they follow each other, and across them."""
+    following = all(one.stop == other.start for one, other in pairwise(spans))
+    if not following or spans[0].stop < taps:
+        return signals.correlate(slice(0, signals.samples), taps)
+    edges = [span.stop for span in spans if span.stop < signals.samples]
+    whole = torch.stack(list(correlations)).sum(dim=0)
+    if edges:
+        whole += signals.correlate_across(edges, taps)
+    if spans[-1].stop < signals.samples:
+        whole += signals.correlate(slice(spans[-1].stop, signals.samples), taps)
+    return whole
+
+
+def _score_frames(
+    signals: Signals,
+    spans: Sequence[slice],
+    correlations: Sequence[Tensor],
+    filters: DistortionFilters,
+    pairs: Pairs,
+    images: bool,
+) -> Tensor:
+    """Ratios `[4, pairs, frames]` from the frames' correlations; where digits are lost, anew."""
+    combinations = _combinations(signals, filters, pairs, images)
+    squares = torch.stack([signals.squares(span) for span in spans])
+    energies, sizes = combinations.energies(torch.stack(list(correlations)), squares)
+    lost = (energies < TRUSTED * sizes).any(dim=1)
+    both = energies.unflatten(1, (4, 2, len(pairs)))
+    ratios = torch.stack(
+        [
+            _energies_anew(signals, span, filters, pairs, images) if again else known
+            for span, known, again in zip(spans, both, lost, strict=True)
+        ]
+    )
+    return _decibels(ratios, images)
+
+
+def _combinations(
+    signals: Signals, filters: DistortionFilters, pairs: Pairs, images: bool
+) -> Combinations:
+    """The signals whose energies make the ratios, in the order of `_parts`, of all pairs each."""
+    channels = filters.own.shape[1]
+    source = torch.zeros_like(filters.own)
+    for index, (j, _) in enumerate(pairs):
+        for channel in range(channels):
+            source[index, channel, j * channels + channel, 0] = 1
+    everything = filters.everything[[k for _, k in pairs]]
+    estimate = torch.tensor(
+        [
+            [signals.references + k * channels + channel for channel in range(channels)]
+            for _, k in pairs
+        ]
+    )
+    none = torch.full_like(estimate, -1)
+    parts = _parts(source, torch.zeros_like(source), filters.own, everything, images)
+    # What is taken from an estimate is what its place holds, with the estimate added.
+    added = (none, estimate, none, none, none, none, none, estimate)
+    return Combinations(torch.cat([part for both in parts for part in both]), torch.cat(added))
+
+
+def _parts(
+    source: Tensor, estimate: Tensor, own: Tensor, everything: Tensor, images: bool
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """What SDR, ISR, SIR and SAR are ratios of: what is good, and what is wrong."""
+    target = source if images else own
+    return (
+        (target, estimate - target),
+        (source, own - source),
+        (own, everything - own),
+        (everything, estimate - everything),
+    )
+
+
+def _energies_anew(
+    signals: Signals, span: slice, filters: DistortionFilters, pairs: Pairs, images: bool
+) -> Tensor:
+    """The energies `[4, 2, pairs]` of one frame from the signals themselves."""
     energies = torch.zeros(4, 2, len(pairs), dtype=torch.float64)
-    projections = _filtered(true.flatten(0, 1), filters)
-    pieces = (_pieces(signals, filters.taps) for signals in (true, guess))
-    for projected, source, estimate in zip(projections, *pieces, strict=True):
-        on_all, on_own = projected.unflatten(0, (-1, channels)).tensor_split([sources])
+    for rows, everything, own in filters.project(signals, span):
+        sources, estimates = rows.chunk(2)
         for index, (j, k) in enumerate(pairs):
-            s, e, own, everything = source[j], estimate[k], on_own[index], on_all[k]
-            target = s if images else own
-            of_and_against = (
-                (target, e - target),
-                (s, own - s),
-                (own, everything - own),
-                (everything, e - everything),
-            )
+            parts = _parts(sources[j], estimates[k], own[index], everything[k], images)
             energies[..., index] += torch.tensor(
-                [[_energy(part) for part in both] for both in of_and_against], dtype=torch.float64
+                [[float(part.square().sum()) for part in both] for both in parts],
+                dtype=torch.float64,
             )
-    ratios = 10 * torch.log10(energies[:, 0] / energies[:, 1])
-    ratios[energies[:, 1] == 0] = torch.inf
+    return energies
+
+
+def _decibels(energies: Tensor, images: bool) -> Tensor:
+    """`[frames, 4, 2, pairs]` to ratios `[4, pairs, frames]`."""
+    good, wrong = energies.permute(2, 1, 3, 0)
+    ratios = 10 * torch.log10(good / wrong)
+    ratios[wrong == 0] = torch.inf
     if not images:
         ratios[1] = torch.nan
     return ratios
-
-
-def _energy(signals: Tensor) -> float:
-    return float(torch.dot(signals.flatten(), signals.flatten()))
-
-
-def _pieces(signals: Tensor, taps: int) -> Iterator[Tensor]:
-    """`[..., time]` in silence as the blocks `[..., blocks, step]` that `_filtered` makes."""
-    step = _block_samples(taps) - taps + 1
-    blocks = -(-(signals.shape[-1] + taps - 1) // step)
-    padded = functional.pad(signals, (0, blocks * step - signals.shape[-1]))
-    yield from padded.unflatten(-1, (blocks, step)).split(BLOCKS_AT_ONCE, dim=-2)
-
-
-def _filtered(references: Tensor, filters: _Filters) -> Iterator[Tensor]:
-    """References `[references, time]` in silence through the filters: `[outputs, blocks, step]`."""
-    size = _block_samples(filters.taps)
-    step = size - filters.taps + 1
-    blocks = -(-(references.shape[-1] + filters.taps - 1) // step)
-    after = blocks * step - references.shape[-1]
-    padded = functional.pad(references, (filters.taps - 1, after)).unfold(-1, size, step)
-    for some in padded.split(BLOCKS_AT_ONCE, dim=1):
-        spectra = torch.fft.rfft(some).permute(2, 0, 1).contiguous()
-        outputs = torch.bmm(filters.spectra, spectra).permute(1, 2, 0).contiguous()
-        yield torch.fft.irfft(outputs, n=size)[..., filters.taps - 1 :]
 
 
 def _permuted(ratios: Tensor, sources: int, config: BssEvalConfig) -> BssScores:
