@@ -82,13 +82,15 @@ def two_tones(folder: Path) -> Path:
 
 
 def test_learns_to_tell_two_pitches_apart(tmp_path: Path) -> None:
-    run(tmp_path / "run", two_tones(tmp_path), 60, optimizer={"learning_rate": 1e-2})
+    run(tmp_path / "run", two_tones(tmp_path), 60, optimizer={"learning_rate": 1e-2}, sounds=1)
     lines = log_lines(tmp_path / "run")
     valid = [line for line in lines if any(key.endswith("plain/sdr") for key in line)]
     figures = {key.removeprefix("valid/"): value for key, value in valid[-1].items()}
     assert figures["sdr_gain/drums"] > 1.5
     assert figures["sdr_gain/bass"] > 1.5
     assert load(tmp_path / "run" / "model").sources == ("drums", "bass")
+    sounds = sorted(path.name for path in (tmp_path / "run" / "samples").rglob("*.wav"))
+    assert sounds == ["song0_bass.wav", "song0_drums.wav"]
 
 
 def test_a_resumed_run_equals_one_that_went_through(tmp_path: Path) -> None:

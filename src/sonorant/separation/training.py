@@ -209,9 +209,7 @@ class SeparationTask(Task):
         return found
 
     def _figures_of(self, mix: Tensor, stems: Tensor, name: str) -> dict[str, float]:
-        device = next(self.model.parameters()).device
-        settings = Settings(overlap=self.settings.overlap)
-        estimates = apply(self.model, mix[None].to(device), settings)[0].cpu()
+        estimates = self._separated(mix)
         ratios = global_sdr(stems, estimates)
         found = {
             f"{name}/loss": float(l1_per_source(estimates[None], stems[None]).mean()),
@@ -222,6 +220,12 @@ class SeparationTask(Task):
             for source, ratio, gain in zip(self.model.sources, ratios, gains, strict=True):
                 found |= {f"sdr/{source}": float(ratio), f"sdr_gain/{source}": float(gain)}
         return found
+
+    def _separated(self, mix: Tensor) -> Tensor:
+        """Stems `[sources, channels, time]` of a song, on the CPU."""
+        device = next(self.model.parameters()).device
+        settings = Settings(overlap=self.settings.overlap)
+        return apply(self.model, mix[None].to(device), settings)[0].cpu()
 
     def validated(self, figures: Mapping[str, float]) -> None:
         """Keep the best weights that validation has seen, where averages are kept."""
@@ -236,13 +240,15 @@ class SeparationTask(Task):
                 self.best.take(self.model, average, worse, name)
 
     def samples(self) -> dict[str, Audio]:
-        sounds = {}
+        rate, sounds = self.model.sample_rate, {}
+        length = round(self.settings.sounds_seconds * rate)
         for song in self.songs["valid"][: self.settings.sounds]:
             mix, _ = whole_song(song, self.extracts)
-            length = int(self.settings.sounds_seconds * self.model.sample_rate)
-            audio = Audio(mix[:, :length] * 0.1, self.model.sample_rate)  # songs have deviation 1
-            for name, stem in self.model.separate(audio).items():
-                sounds[f"{song.name}_{name}"] = Audio(stem.samples.clamp(-1, 1), stem.sample_rate)
+            for source, stem in zip(
+                self.model.sources, self._separated(mix[:, :length]), strict=True
+            ):
+                # Mixtures have a deviation of 1, at which sounds would clip.
+                sounds[f"{song.name}_{source}"] = Audio((stem * 0.1).clamp(-1, 1), rate)
         return sounds
 
     def export(self, folder: Path) -> None:
