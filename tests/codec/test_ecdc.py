@@ -152,6 +152,7 @@ GOOD = {"m": "encodec_24khz", "al": 8, "nc": 2, "lm": False}
         (b"{", "impossible header"),
         (b"\xff\xfe", "impossible header"),
         (b"", "impossible header"),
+        (b'{"x":' + b"[" * 30_000, "impossible header"),
     ],
 )
 def test_impossible_headers_are_refused(tmp_path: Path, header: object, reason: str) -> None:

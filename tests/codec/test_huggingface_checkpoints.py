@@ -18,6 +18,7 @@ from sonorant.codec.huggingface_checkpoints import (
     config_to_huggingface,
     export_huggingface,
     huggingface_name,
+    load_huggingface,
 )
 from sonorant.errors import CheckpointError, ConfigError
 from sonorant.model import fold_weight_norm, load
@@ -197,6 +198,9 @@ def test_wrong_and_damaged_files_are_refused_in_one_line(repository: Path) -> No
     config.write_text(json.dumps(fields_of("encodec24_tiny_hf") | {"num_filters": 4}))
     with pytest.raises(CheckpointError, match="instead of"):
         load(repository)
+    config.write_text('{"x":' + "[" * 30_000)
+    with pytest.raises(CheckpointError, match="is not a config"):
+        load_huggingface([weights, config])
     config.write_text('{"model_type": "wavenet"}')
     with pytest.raises(CheckpointError, match="not 'wavenet'"):
         load(repository)

@@ -16,6 +16,7 @@ from sonorant.codec.mimi import MIMI, Mimi, MimiConfig
 from sonorant.codec.mimi_checkpoints import (
     from_moshi,
     from_transformers,
+    read_moshi,
     to_moshi,
     to_transformers,
 )
@@ -185,6 +186,13 @@ def test_published_configs_that_no_mimi_has_are_refused(
     published[section][name] = value
     with pytest.raises(ConfigError, match=words):
         mimi_configs.from_moshi(published)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"x":' + b"[" * 30_000])
+def test_a_config_that_is_no_json_object_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mimi_config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable JSON object"):
+        read_moshi([tmp_path / "mimi.safetensors"])
 
 
 def test_configs_that_say_too_little_or_belong_elsewhere_are_refused() -> None:

@@ -305,7 +305,7 @@ def _read_header(file: BoundedFile, path: Path) -> EcdcHeader:
         raise FormatError(f"{path} says it has a header of {size} bytes: damaged")
     try:
         header = msgspec.json.decode(file.take(size), type=EcdcHeader)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{path} has an impossible header: {error}") from error
     if header.model not in SAMPLE_RATES:
         raise FormatError(

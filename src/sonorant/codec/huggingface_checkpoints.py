@@ -220,7 +220,7 @@ def load_huggingface(files: Sequence[Path]) -> tuple[str, EncodecConfig, dict[st
         raise CheckpointError(
             f"{weights} needs transformers' {CONFIG_FILE} beside it ({error.strerror})"
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{config_path} is not a config: {error}") from error
     tensors = read_tensors(weights)
     codebooks = sum(name.endswith(".codebook.embed") for name in tensors)

@@ -323,7 +323,7 @@ def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable JSON object: {error}") from error
 
 
