@@ -104,6 +104,13 @@ def test_totals_are_means_over_the_files_that_have_the_metric(folder: Path) -> N
     assert total.entropy_kbps < total.kbps
 
 
+def test_what_is_asked_for_twice_counts_once(folder: Path) -> None:
+    sounds = find_sounds([folder / "sounds"])
+    once = evaluate_codec(sounds, plan(folder, 0.8))
+    twice = evaluate_codec(sounds, plan(folder, 0.8, 0.8, metrics=(*PLAIN, *PLAIN)))
+    assert twice == once
+
+
 def test_codebook_use_counts_over_all_files(folder: Path) -> None:
     both = evaluate_codec(find_sounds([folder / "sounds"]), plan(folder, 1.6))
     codec = load(folder / "model")

@@ -13,7 +13,7 @@ from sonorant.data.manifest import DOMAINS, SPLITS, Domain, Split
 from sonorant.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sonorant.codec.evaluation import Evaluation, Totals
+    from sonorant.codec.evaluation import Evaluation, Sound, Totals
 
 SHOWN = 3
 """How many files a note names."""
@@ -65,20 +65,14 @@ def codec(
     from tqdm import tqdm
 
     from sonorant.codec.evaluation import Plan, evaluate_codec, find_sounds
-    from sonorant.codec.metrics import METRICS
 
     check_targets(json_path, picture)
     if picture is not None:
         from sonorant.codec.evaluation_picture import check_picture_path
 
         check_picture_path(picture)
-    chosen = tuple(METRICS) if metrics is None else tuple(filter(None, metrics.split(",")))
     sounds = find_sounds(paths, split, domain)
-    speech = any(sound.domain == "speech" for sound in sounds)
-    for name in () if metrics is None or speech else chosen:
-        if name in METRICS and METRICS[name].speech_only:
-            raise ConfigError(f"{name} is for speech; say that this is some: --domain speech")
-    plan = Plan(model, bandwidths or (None,), chosen)
+    plan = Plan(model, bandwidths or (None,), _chosen_metrics(metrics, sounds))
     with tqdm(total=len(sounds), desc="evaluating", unit="file", disable=None) as bar:
         evaluation = evaluate_codec(sounds, plan, workers, bar.update)
     print_figures(evaluation, json_path, lambda: [table(evaluation), *notes(evaluation)])
@@ -86,6 +80,24 @@ def codec(
         from sonorant.codec.evaluation_picture import write_picture
 
         write_picture(evaluation, picture)
+
+
+def _chosen_metrics(names: str | None, sounds: list[Sound]) -> tuple[str, ...]:
+    """The metrics that are asked for, all for None.
+
+    Raises: ConfigError for one of speech where no sound is known to be some.
+    """
+    from sonorant.codec.metrics import METRICS
+
+    if names is None:
+        return tuple(METRICS)
+    chosen = tuple(filter(None, names.split(",")))
+    if any(sound.domain == "speech" for sound in sounds):
+        return chosen
+    for name in chosen:
+        if name in METRICS and METRICS[name].speech_only:
+            raise ConfigError(f"{name} is for speech; say that this is some: --domain speech")
+    return chosen
 
 
 def table(evaluation: Evaluation) -> str:

@@ -156,6 +156,8 @@ def evaluate_codec(
     Raises: CheckpointError for a model that is no codec, ConfigError for an unknown bandwidth or
     metric, DependencyError if a metric's package is missing, AudioError if no file can be used.
     """
+    bandwidths, metrics = dict.fromkeys(plan.bandwidths), dict.fromkeys(plan.metrics)
+    plan = Plan(plan.model, tuple(bandwidths), tuple(metrics))  # each counts once
     codec = _load_once(plan.model)
     for bandwidth in plan.bandwidths:
         codec.codebooks_for(bandwidth)
