@@ -1,5 +1,6 @@
 """Teachers: one feature vector per frame of tokens, that tells what is said and not how loudly."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from sonorant.codec.semantic_teachers import (
     SpectralSettings,
     SpectralTeacher,
+    WavLMSettings,
     WavLMTeacher,
     make_teacher,
 )
@@ -77,7 +79,7 @@ class Network(nn.Module):
 
 
 def test_wavlm_features_are_averaged_over_twice_a_frame_around_its_middle() -> None:
-    teacher = WavLMTeacher(Network(), 0, 16000, 1280)
+    teacher = WavLMTeacher(Network(), 0, 16000, 1280, normalizes=False)
     assert teacher.steps_per_frame == 4
     x = torch.zeros(1, 1, 5 * 1280)
     x[..., 2 * 1280 : 3 * 1280] = 1  # the third frame
@@ -87,18 +89,60 @@ def test_wavlm_features_are_averaged_over_twice_a_frame_around_its_middle() -> N
     torch.testing.assert_close(features[1], features[3])
     assert float(features[0]) == float(features[4]) == 0
     assert 0.4 < float(features[2]) < 0.6
-    mean = WavLMTeacher(Network(), None, 16000, 1280)(x)[0, :, 0]
+    mean = WavLMTeacher(Network(), None, 16000, 1280, normalizes=False)(x)[0, :, 0]
     torch.testing.assert_close(mean, 1.5 * features)
 
 
 def test_wavlm_counts_frames_at_other_rates() -> None:
-    teacher = WavLMTeacher(Network(), 1, RATE, HOP)
+    teacher = WavLMTeacher(Network(), 1, RATE, HOP, normalizes=True)
     for samples in (HOP, 3 * HOP, 3 * HOP + 7):
         assert teacher(torch.randn(1, 1, samples)).shape == (1, -(-samples // HOP), 1)
 
 
+def test_wavlm_hears_every_sound_at_the_level_it_was_trained_on() -> None:
+    teacher = WavLMTeacher(Network(), 0, 16000, 1280, normalizes=True)
+    x = torch.randn(2, 1, 5 * 1280).cumsum(-1)
+    x = x / x.std(dim=-1, keepdim=True)
+    louder = x * torch.tensor([0.1, 3.0])[:, None, None] + 0.2
+    torch.testing.assert_close(teacher(louder), teacher(x), rtol=1e-4, atol=1e-4)
+    heard = WavLMTeacher(Network(), 0, 16000, 1280, normalizes=False)(x - x.mean(-1, keepdim=True))
+    torch.testing.assert_close(teacher(louder), heard, rtol=1e-3, atol=1e-4)
+    assert bool(torch.isfinite(teacher(torch.zeros(1, 1, 1280))).all())
+
+
+@pytest.mark.parametrize(
+    ("norm", "extractor", "expected"),
+    [("layer", None, True), ("group", None, False), ("layer", False, False), ("group", True, True)],
+)
+def test_the_checkpoint_says_whether_its_wavlm_normalises(
+    norm: str, extractor: bool | None, expected: bool, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.WavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm=norm,
+    )
+    transformers.WavLMModel(config).save_pretrained(tmp_path)
+    if extractor is not None:
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=extractor).save_pretrained(tmp_path)
+    teacher = make_teacher(WavLMSettings(str(tmp_path)), 16000, 1280)
+    assert isinstance(teacher, WavLMTeacher)
+    assert teacher.normalizes == expected
+    x = 0.1 * torch.randn(1, 1, 3 * 1280)
+    extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=expected)
+    heard = torch.tensor(extract(x[0, 0].numpy(), sampling_rate=16000)["input_values"][0])
+    plain = WavLMTeacher(teacher.network, None, 16000, 1280, normalizes=False)
+    torch.testing.assert_close(teacher(x), plain(heard[None, None]), rtol=1e-3, atol=1e-4)
+
+
 def test_frames_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="do not divide"):
-        WavLMTeacher(Network(), None, RATE, 1000)
+        WavLMTeacher(Network(), None, RATE, 1000, normalizes=True)
     with pytest.raises(ConfigError, match="divided by four"):
         make_teacher(SpectralSettings(), RATE, 1001)

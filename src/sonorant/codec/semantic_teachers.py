@@ -1,7 +1,8 @@
 """Teachers of a codec's semantic token: what of a sound has meaning, at the codec's frame rate.
 
 Source: Mimi distils WavLM into its first codebook (arXiv 2410.00037, section 3.3.2): features of
-16 kHz sound at 50 Hz, averaged over eight at every fourth, looking to both sides.
+16 kHz sound at 50 Hz, averaged over eight at every fourth, looking to both sides. Large WavLMs were
+trained on sounds of mean 0 and variance 1, and so is everything that they are given here.
 
 A teacher is any module that maps sounds `[batch, channels, time]` at the codec's rate to features
 `[batch, frames, dimensions]`, one for every frame of tokens. Two are here: WavLM, and for machines
@@ -27,6 +28,7 @@ WAVLM_RATE, WAVLM_HOP, WAVLM_WINDOW = 16_000, 320, 400
 SPEECH_BAND_HZ = (60.0, 7600.0)
 FLOOR = 1e-6  # of a segment's loudest energy, below which differences mean nothing
 QUIET = 1e-9  # energy below which all is silence
+VARIANCE_FLOOR = 1e-7  # as transformers' feature extractor adds it
 
 
 class Teacher(Protocol):
@@ -93,6 +95,8 @@ class SpectralTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, sound: Tensor) -> Tensor:
+        """Features `[batch, frames, dimensions]` of sounds `[batch, channels, time]`; a last frame
+        that is not whole counts."""
         frames = -(-sound.shape[-1] // self.hop_samples)
         cepstra = self._cepstra(sound.mean(dim=1), 4 * frames)
         changes = _differences(cepstra)
@@ -125,10 +129,19 @@ class WavLMTeacher(nn.Module):
     """WavLM's hidden states, averaged to the codec's frame rate over twice its frame.
 
     network: transformers' `WavLMModel`, or anything that is called like it.
+    normalizes: whether it was trained on sounds of mean 0 and variance 1; each is then made so.
     Raises: ConfigError if the codec's frame is no whole number of WavLM's steps.
     """
 
-    def __init__(self, network: Any, layer: int | None, sample_rate: int, hop_samples: int) -> None:
+    def __init__(
+        self,
+        network: Any,
+        layer: int | None,
+        sample_rate: int,
+        hop_samples: int,
+        *,
+        normalizes: bool,
+    ) -> None:
         super().__init__()
         steps = hop_samples * WAVLM_RATE / sample_rate / WAVLM_HOP
         if steps != round(steps) or steps < 1:
@@ -138,6 +151,7 @@ class WavLMTeacher(nn.Module):
             )
         self.network = network.eval().requires_grad_(False)
         self.layer = layer
+        self.normalizes = normalizes
         self.sample_rate = sample_rate
         self.hop_samples = hop_samples
         self.steps_per_frame = round(steps)
@@ -145,8 +159,13 @@ class WavLMTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, sound: Tensor) -> Tensor:
+        """Features `[batch, frames, dimensions]` of sounds `[batch, channels, time]` at the codec's
+        rate; a last frame that is not whole counts."""
         frames = -(-sound.shape[-1] // self.hop_samples)
         mono = resample(sound.mean(dim=1), self.sample_rate, WAVLM_RATE)
+        if self.normalizes:
+            variance, mean = torch.var_mean(mono, dim=-1, correction=0, keepdim=True)
+            mono = (mono - mean) / (variance + VARIANCE_FLOOR).sqrt()
         # As many steps as the frames hold, each window centred on its step.
         length = frames * self.steps_per_frame * WAVLM_HOP
         margin = (WAVLM_WINDOW - WAVLM_HOP) // 2
@@ -184,7 +203,20 @@ def make_teacher(
         network = WavLMModel.from_pretrained(settings.model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load the teacher {settings.model!r}: {error}") from error
-    return WavLMTeacher(network, settings.layer, sample_rate, hop_samples)
+    normalizes = _trained_on_normalized(settings.model, network.config)
+    return WavLMTeacher(network, settings.layer, sample_rate, hop_samples, normalizes=normalizes)
+
+
+def _trained_on_normalized(name: str, config: Any) -> bool:
+    """What the checkpoint's feature extractor says of normalising sounds; where it has none, what
+    is so for the published ones: the large, with layer norm in front, yes, the base models no.
+    """
+    from transformers import Wav2Vec2FeatureExtractor
+
+    try:
+        return bool(Wav2Vec2FeatureExtractor.from_pretrained(name).do_normalize)
+    except OSError:
+        return bool(config.feat_extract_norm == "layer")
 
 
 def _differences(x: Tensor) -> Tensor:
