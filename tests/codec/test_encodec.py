@@ -295,6 +295,15 @@ def test_training_forward_trims_to_the_input_and_reaches_every_weight() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.bool])
+def test_tokens_that_are_no_int64_are_refused(dtype: torch.dtype) -> None:
+    model, tokens = tiny(), torch.zeros(1, 2, 3, dtype=dtype)
+    with pytest.raises(ShapeError, match=r"int64.*tokens\.long\(\)"):
+        model.decode_tokens(tokens)
+    with pytest.raises(ShapeError, match="int64"):
+        model.decode_step(Encoded(tokens, 3 * HOP), model.init_state())
+
+
 def test_tokens_of_another_codec_are_refused() -> None:
     model = tiny()
     for token in (-1, QUANTIZER.codebook_size):

@@ -199,6 +199,8 @@ def test_bad_input_is_refused() -> None:
         model.decode_tokens(torch.zeros(1, 5, 3, dtype=torch.long))
     with pytest.raises(ShapeError, match="another codec"):
         model.decode_tokens(torch.full((1, 2, 3), 16))
+    with pytest.raises(ShapeError, match="int64"):
+        model.decode_tokens(torch.zeros(1, 2, 3))
     assert all(not tensor.any() for tensor in state.tensors.values())
 
 

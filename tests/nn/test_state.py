@@ -77,8 +77,19 @@ def test_a_damaged_state_is_refused(conv: StreamingConv1d, tmp_path: Path, conte
 def test_wrong_sizes_are_refused(conv: StreamingConv1d) -> None:
     with pytest.raises(ShapeError, match="at least one row"):
         State(conv, 0)
-    with pytest.raises(ShapeError, match="mask of shape"):
-        init_state(conv, 2).set_active(torch.tensor([True]))
+
+
+@pytest.mark.parametrize("rows", [[True], [True] * 3, [[True, False]], [1, 0], [1.0, 0.0]])
+def test_what_is_no_mask_of_the_rows_is_refused(
+    conv: StreamingConv1d, rows: list[bool] | list[int]
+) -> None:
+    state = init_state(conv, 2)
+    state[conv].past.fill_(1)
+    for choose in (state.set_active, state.reset):
+        with pytest.raises(ShapeError, match=r"a bool mask of shape \[2\]"):
+            choose(torch.tensor(rows))
+    assert state.active is None
+    assert bool((state[conv].past == 1).all())
 
 
 def test_a_state_knows_its_model_with_weight_norm_folded_or_not(tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ class Codec(Model, ABC):
                 f"tokens must be [batch, 1 to {self.config.quantizer.codebooks} codebooks, frames],"
                 f" got {list(tokens.shape)}"
             )
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise ShapeError(f"tokens must be int64, got {tokens.dtype}; hand over tokens.long()")
         size = self.config.quantizer.codebook_size
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
             raise ShapeError(f"tokens must lie from 0 to {size - 1}; these are of another codec")

@@ -104,11 +104,11 @@ class State:
         return self._active
 
     def set_active(self, rows: Tensor | None) -> None:
-        """Let only `rows` (bool `[batch]`) advance from now on; None lets all advance."""
-        if rows is not None and rows.shape != (self.batch_size,):
-            raise ShapeError(
-                f"active rows must be a mask of shape [{self.batch_size}], got {list(rows.shape)}"
-            )
+        """Let only `rows` (bool `[batch]`) advance from now on; None lets all advance.
+
+        Raises: ShapeError for any other mask.
+        """
+        self._check_mask(rows)
         self._active = rows
 
     def update(self, target: Tensor, value: Tensor) -> None:
@@ -120,7 +120,8 @@ class State:
         target.copy_(torch.where(rows, value, target))
 
     def reset(self, rows: Tensor | None = None) -> None:
-        """Make `rows` (bool `[batch]`, None for all) as new."""
+        """Make `rows` (bool `[batch]`, None for all) as new. Raises: ShapeError for other masks."""
+        self._check_mask(rows)
         for tensor in self.tensors.values():
             if rows is None:
                 tensor.zero_()
@@ -166,6 +167,13 @@ class State:
             )
         for name, tensor in saved.items():
             self.tensors[name].copy_(tensor)
+
+    def _check_mask(self, rows: Tensor | None) -> None:
+        if rows is not None and (rows.shape != (self.batch_size,) or rows.dtype != torch.bool):
+            raise ShapeError(
+                f"rows are chosen by a bool mask of shape [{self.batch_size}], got {rows.dtype} of "
+                f"shape {list(rows.shape)}"
+            )
 
     def _identity(self) -> dict[str, str]:
         """What a saved state must have in common with the one that loads it."""

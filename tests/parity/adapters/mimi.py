@@ -85,7 +85,8 @@ def moshi(case: Case) -> dict[str, Tensor]:
         tokens, sound = live(as_published, x[..., :length], int(match[1] or 1))
         computed[match[0]], computed[f"stream{match[1]}.decoded"] = tokens, sound
     if case.recorded("mask.codes"):
-        active, resets = case.input("mask.exec_mask"), case.input("mask.reset_before")
+        active = case.input("mask.exec_mask").bool()
+        resets = case.input("mask.reset_before").bool()
         tokens, sound = masked(as_published, x, active, resets)
         computed["mask.codes"], computed["mask.decoded"] = tokens, sound
     return computed
