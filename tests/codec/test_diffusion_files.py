@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import sonorant
 from sonorant.cli.decompress import decompress
 from sonorant.codec.container import Block
-from sonorant.codec.diffusion_files import DiffusionDecoder
+from sonorant.codec.diffusion_files import DiffusionDecoder, cross_fade
 from sonorant.codec.encoded import Encoded
 from sonorant.codec.files import compress_file, decompress_file
 from sonorant.errors import ConfigError
@@ -53,9 +53,29 @@ def test_where_windows_meet_one_fades_into_the_other() -> None:
     )
     assert torch.equal(made[:, :600], first[:, :600])
     assert torch.equal(made[:, 800:], second[:, 200:])
-    torch.testing.assert_close(
-        made[:, 700], (first[:, 700] + second[:, 100]) / 2, rtol=0.1, atol=1e-3
-    )
+    assert torch.equal(made[:, 600:800], cross_fade(first[:, 600:], second[:, :200]))
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+def test_the_level_stays_the_same_through_a_fade(alike: float) -> None:
+    torch.manual_seed(0)
+    common, first, second = torch.randn(3, 2, 80_000)
+    own = (1 - alike) ** 0.5
+    before, after = (alike**0.5 * common + own * each for each in (first, second))
+    faded = cross_fade(before, after)
+    levels_db = 10 * faded.unflatten(-1, (8, -1)).square().mean(-1).log10()
+    assert float(levels_db.abs().max()) < 0.3
+    assert torch.equal(faded[:, 0], before[:, 0])
+    assert torch.equal(faded[:, -1], after[:, -1])
+
+
+def test_the_level_of_a_long_sound_does_not_dip_where_windows_meet() -> None:
+    """Windows of two seconds, each shared with both neighbours, so that all but the ends fades."""
+    parts = torch.randint(16, (1, 2, 20 * 200), generator=torch.Generator().manual_seed(0))
+    made = np.concatenate(list(decoder(2.0, 1.0)([Block(parts, None)], codec())), axis=-1)[0]
+    eighths = made[8000:-8000].reshape(-1, 8, 1000)
+    levels_db = 10 * np.log10(np.mean(np.square(eighths), axis=(0, 2)))
+    assert np.ptp(levels_db) < 1
 
 
 @pytest.fixture

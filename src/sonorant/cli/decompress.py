@@ -16,6 +16,7 @@ from sonorant.cli.conversion import (
     progress_bar,
     size,
 )
+from sonorant.errors import SonorantError
 
 if TYPE_CHECKING:
     from sonorant.codec.diffusion_files import DiffusionDecoder
@@ -31,9 +32,25 @@ if TYPE_CHECKING:
     help="Known name or folder of a diffusion model that makes the sound in place of the codec: "
     "more natural at low bandwidths, and much slower.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Of the noise that diffusion starts from; 0 by default.",
+)
+@click.option(
+    "--calls",
+    type=click.IntRange(1),
+    help="How often diffusion runs each network, 20 by default; fewer are faster and worse.",
+)
 @force_option
 def decompress(
-    source: Path, target: Path | None, model: str | None, diffusion: str | None, force: bool
+    source: Path,
+    target: Path | None,
+    model: str | None,
+    diffusion: str | None,
+    seed: int | None,
+    calls: int | None,
+    force: bool,
 ) -> None:
     """Turn IN back into SOUND (.wav, .flac, .mp3, .ogg or .opus), by default a .wav beside it.
 
@@ -57,7 +74,7 @@ def decompress(
     if model is not None:
         codec = load_codec(model)
         entropy = load_entropy_model(codec, model) if reader.coded else None
-    decoder = None if diffusion is None else _diffusion_decoder(diffusion)
+    decoder = _diffusion_decoder(diffusion, seed, calls)
     watch = Stopwatch()
     with progress_bar("decompressing") as progress:
         decompress_file(source, target, codec, progress, entropy, decoder)
@@ -67,8 +84,18 @@ def decompress(
     )
 
 
-def _diffusion_decoder(name_or_path: str) -> DiffusionDecoder:
+def _diffusion_decoder(
+    name_or_path: str | None, seed: int | None, calls: int | None
+) -> DiffusionDecoder | None:
+    """What makes the sound in place of the codec; None for the codec itself.
+
+    Raises: SonorantError for options of diffusion without a diffusion model.
+    """
+    if name_or_path is None:
+        if seed is not None or calls is not None:
+            raise SonorantError("--seed and --calls are for diffusion; name a model: --diffusion")
+        return None
     from sonorant.codec.diffusion_files import DiffusionDecoder
     from sonorant.codec.multiband_diffusion import MultiBandDiffusion
 
-    return DiffusionDecoder(MultiBandDiffusion.from_pretrained(name_or_path))
+    return DiffusionDecoder(MultiBandDiffusion.from_pretrained(name_or_path), seed or 0, calls)

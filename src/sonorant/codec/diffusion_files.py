@@ -1,7 +1,8 @@
 """Decompressing by diffusion in place of the codec's decoder, with bounded memory.
 
 Diffusion looks at a sound as a whole. A long one is made window by window; neighbouring windows
-share a second, over which one fades into the other.
+share a second, over which one fades into the other. Each is drawn from noise of its own, so that
+what they share is alike only as far as the tokens say; the fade keeps the level for all that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sonorant.audio.sound import Samples, to_numpy
 from sonorant.codec.codec import Codec
@@ -52,8 +54,7 @@ class DiffusionDecoder:
             encoded = Encoded(tokens, tokens.shape[-1] * codec.hop_samples)
             made = self.model.decode_batch(encoded, codec, self.seed + index, self.calls)[0]
             if index:
-                rising = torch.linspace(0, 1, shared, device=made.device)
-                made[..., :shared] = ending * (1 - rising) + made[..., :shared] * rising
+                made[..., :shared] = cross_fade(ending, made[..., :shared])
             finished = max(0, made.shape[-1] - shared)  # the rest waits for the next window
             yield to_numpy(made[..., :finished])
             ending = made[..., finished:]
@@ -72,3 +73,19 @@ class DiffusionDecoder:
                 held = held[..., window - shared :]
         if held is not None and held.shape[-1]:
             yield held
+
+
+def cross_fade(before: Tensor, after: Tensor) -> Tensor:
+    """One fading into the other, at the level of the two throughout.
+
+    A linear fade, which keeps the level of equal sounds, takes 3 dB from the middle of sounds that
+    have nothing in common; it is raised by what their correlation lets expect.
+
+    Shape: both [channels, time] -> [channels, time].
+    """
+    rising = torch.linspace(0, 1, after.shape[-1], device=after.device)
+    falling = 1 - rising
+    # Below 0 the two would cancel each other, and what is left is not to be raised.
+    alike = functional.cosine_similarity(before, after, dim=-1).clamp(min=0)[:, None]
+    expected = falling.square() + rising.square() + 2 * alike * falling * rising
+    return (before * falling + after * rising) / expected.sqrt()
