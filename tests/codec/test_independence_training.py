@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 import torch
 
+from sonorant.codec.decoder_training import DecoderOnly
 from sonorant.codec.encodec import Encodec
 from sonorant.codec.independence_training import IndependencePromoter, IndependenceSettings
 from sonorant.codec.training import CodecSettings
+from sonorant.errors import ConfigError
 from sonorant.losses.independence import IndependenceConfig
 from sonorant.training.engine import train
+from tests.codec import test_mimi_training as mimi_training
 from tests.codec import test_training as codec_training
+from tests.codec.test_mimi import tiny_mimi
 from tests.training.runs import assert_equal_states, final_state, log_lines
 
 manifest = codec_training.manifest
+mimi_manifest = mimi_training.manifest
 THREE_BATCHES = IndependenceSettings(stored_batches=3, loss=IndependenceConfig(delayed=False))
 
 
@@ -49,6 +55,42 @@ def test_only_the_encoder_is_pulled() -> None:
         promoter.backward(codec, torch.randn(2, 1, 400))
     assert all(parameter.grad is None for parameter in codec.decoder.parameters())
     assert all(map(torch.equal, codebooks, (layer.embed for layer in codec.quantizer.layers)))
+
+
+def test_only_what_lies_before_mimis_codebooks_is_pulled() -> None:
+    codec, promoter = tiny_mimi().train(), IndependencePromoter(THREE_BATCHES)
+    told = [promoter.backward(codec, torch.randn(2, 1, 32 * 16)) for _ in range(3)]
+    assert ["independence" in metrics for metrics in told] == [False, False, True]
+    pulled = {name for name, p in codec.named_parameters() if p.grad is not None and p.grad.any()}
+    parts = ("encoder", "encoder_transformer", "downsample", "quantizer")
+    assert {name.split(".")[0] for name in pulled} == set(parts)
+    assert not any(name.endswith("output_proj.weight") for name in pulled)
+
+
+def test_what_mimis_levels_quantise_is_what_their_tokens_are_nearest_to() -> None:
+    """In the space of each part; the acoustic levels begin with the latent itself again."""
+    quantizer, latent = tiny_mimi().quantizer, torch.randn(2, 8, 5)
+    tokens = quantizer.encode(latent)
+    residuals = quantizer.residuals(latent, tokens)
+    assert residuals.shape == (2, 4, 4, 5)
+    layers = [*quantizer.semantic.levels.layers, *quantizer.acoustic.levels.layers]
+    for level, layer in enumerate(layers):
+        vectors = residuals[:, level].transpose(1, 2).flatten(0, 1)
+        assert torch.equal(layer.encode(vectors), tokens[:, level].flatten())
+    torch.testing.assert_close(quantizer.residuals(latent, tokens[:, :1]), residuals[:, :1])
+
+
+def test_a_mimi_recipe_trains_independence_and_logs_it(mimi_manifest: Path, tmp_path: Path) -> None:
+    chosen = mimi_training.settings(mimi_manifest, independence=THREE_BATCHES)
+    metrics = mimi_training.run(mimi_training.MimiTask(chosen), steps=3)
+    assert ["independence" in step for step in metrics] == [False, False, True]
+    kept = mimi_training.MimiTask(chosen)
+    mimi_training.run(kept, steps=2)
+    resumed = mimi_training.MimiTask(chosen)
+    resumed.load_extra_state(kept.extra_state())
+    assert "independence" in mimi_training.run(resumed)[0]
+    with pytest.raises(ConfigError, match="take out independence"):
+        msgspec.structs.replace(chosen, decoder_only=DecoderOnly(), model="some")
 
 
 def test_encoding_kept_batches_again_gives_the_gradient_of_one_large_batch() -> None:

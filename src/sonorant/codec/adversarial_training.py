@@ -25,6 +25,7 @@ from torch.optim import Adam, Optimizer
 
 from sonorant.audio import Audio
 from sonorant.codec.codec import Codec
+from sonorant.codec.independence_training import IndependencePromoter, IndependenceSettings
 from sonorant.data.dataset import ManifestSegments, SegmentConfig, SegmentDataset
 from sonorant.errors import ConfigError
 from sonorant.losses.adversarial import (
@@ -78,6 +79,7 @@ class AdversarialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     manifest: JSON Lines file of the audio, relative to the working folder.
     train_items, valid_items: segments per epoch, and in the validation set.
+    independence: train codebooks to be independent of each other; None does not.
     """
 
     manifest: str
@@ -90,6 +92,7 @@ class AdversarialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     balancer: BalancerConfig = BalancerConfig()
     commitment_weight: float = 1.0
     adversary: AdversarySettings = AdversarySettings()
+    independence: IndependenceSettings | None = None
     learning_rate: float = 3e-4
     adam_betas: tuple[float, float] = (0.5, 0.9)
 
@@ -136,6 +139,9 @@ class AdversarialTask(Task):
         self.mel = MultiScaleMelLoss(codec.sample_rate, settings.mel)
         self.data = ManifestSegments(settings.manifest, settings.segments)
         self.balancer = Balancer(msgspec.structs.asdict(weights), settings.balancer)
+        self.independence: IndependencePromoter | None = None
+        if settings.independence is not None:
+            self.independence = IndependencePromoter(settings.independence)
 
     @abstractmethod
     def attempt(self, batch: Tensor, context: StepContext) -> Attempt:
@@ -189,6 +195,10 @@ class AdversarialTask(Task):
             torch.autograd.backward([reconstruction, attempt.penalty], [gradient, None])
         context.apply("codec")
         return metrics | {name: loss.detach() for name, loss in losses.items()}
+
+    def promote_independence(self, batch: Tensor) -> dict[str, Tensor]:
+        """The gradient of the independence loss, if it is asked for; what there is to log."""
+        return {} if self.independence is None else self.independence.backward(self.codec, batch)
 
     def _reconstruction_losses(self, reconstruction: Tensor, batch: Tensor) -> dict[str, Tensor]:
         losses = {}
@@ -278,10 +288,15 @@ class AdversarialTask(Task):
     # -- state --------------------------------------------------------------------------------
 
     def extra_state(self) -> dict[str, Any]:
-        return {"balancer": self.balancer.state_dict()}
+        state: dict[str, Any] = {"balancer": self.balancer.state_dict()}
+        if self.independence is not None:
+            state["independence"] = self.independence.state_dict()
+        return state
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.balancer.load_state_dict(state["balancer"])
+        if self.independence is not None:
+            self.independence.load_state_dict(state["independence"])
 
     def export(self, folder: Path) -> None:
         self.codec.save_pretrained(folder)

@@ -2,8 +2,8 @@
 
 Source: arXiv 2406.02315 in its published form. The loss compares distributions, for which one batch
 has too few vectors. So batches are kept, and once there are enough, all of them are encoded again
-and one gradient of all is added to that of the step. It stands outside the balancer and reaches the
-encoder only: codewords count as constants.
+and one gradient of all is added to that of the step. It stands outside the balancer and reaches
+what lies before the codebooks only: codewords count as constants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sonorant.codec.encodec import Encodec
+from sonorant.codec.codec import Codec
 from sonorant.losses.independence import IndependenceConfig, independence_loss
 
 
@@ -35,13 +35,13 @@ class IndependenceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
 
 
 class IndependencePromoter:
-    """Keeps batches, and adds the loss's gradient to the encoder whenever there are enough."""
+    """Keeps batches, and adds the loss's gradient to the codec's whenever there are enough."""
 
     def __init__(self, settings: IndependenceSettings) -> None:
         self.settings = settings
         self.batches: list[Tensor] = []
 
-    def backward(self, codec: Encodec, batch: Tensor) -> dict[str, Tensor]:
+    def backward(self, codec: Codec, batch: Tensor) -> dict[str, Tensor]:
         """Take in the sounds `[batch, channels, time]` of a step.
 
         Returns the loss `independence` at the steps that have one.
@@ -50,7 +50,7 @@ class IndependencePromoter:
         if len(self.batches) < self.settings.stored_batches:
             return {}
         # Encoded part by part and, for the backward pass, once more: memory stays that of a batch.
-        latents = [checkpoint(codec.encoder, kept, use_reentrant=False) for kept in self.batches]
+        latents = [checkpoint(codec.to_latent, kept, use_reentrant=False) for kept in self.batches]
         self.batches = []
         latent = torch.cat(latents)
         tokens = codec.quantizer.encode(latent.detach(), self.settings.codebooks)

@@ -89,6 +89,8 @@ class MimiSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True,
                 "the vocoder start finds the codebooks' spaces from codebook_segments and a "
                 "semantic.teacher; give both, and no model"
             )
+        if self.decoder_only is not None and self.independence is not None:
+            raise ConfigError("with decoder_only codebooks do not learn; take out independence")
         if self.decoder_only is not None and not (self.model or self.codebook_segments):
             raise ConfigError(
                 "with decoder_only codebooks do not learn; give codebook_segments or model, so "
@@ -151,6 +153,7 @@ class MimiTask(AdversarialTask):
         )
         penalty = commitment * settings.commitment_weight
         metrics: dict[str, Tensor | float] = {"commitment": commitment.detach()}
+        metrics |= self.promote_independence(batch)
         if self.student is not None:
             distance = self._semantic_distance(semantic, batch)
             penalty = penalty + distance * settings.semantic.weight

@@ -6,20 +6,15 @@ batch; the rest is the training that all codecs share.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sonorant.codec.adversarial_training import (
-    AdversarialSettings,
-    AdversarialTask,
-    Attempt,
-)
+from sonorant.codec.adversarial_training import AdversarialSettings, AdversarialTask, Attempt
 from sonorant.codec.decoder_training import DecoderOnly, attempt_decoder, decoder_optimizer
 from sonorant.codec.encodec import Encodec, EncodecConfig
-from sonorant.codec.independence_training import IndependencePromoter, IndependenceSettings
 from sonorant.errors import ConfigError
 from sonorant.nn.seanet_start import start_as_transform
 from sonorant.training.start import first_model
@@ -47,7 +42,6 @@ class CodecSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True
     """The `settings` section of a codec recipe; the rest of it in `AdversarialSettings`.
 
     decoder_only: leave the encoder and the codebooks as they start; None trains all.
-    independence: train codebooks to be independent of each other; None does not.
 
     Raises: ConfigError for `decoder_only` with independence, or with codebooks that have no start.
     """
@@ -55,7 +49,6 @@ class CodecSettings(AdversarialSettings, frozen=True, forbid_unknown_fields=True
     codec: EncodecConfig = EncodecConfig()
     start: StartSettings = StartSettings()
     decoder_only: DecoderOnly | None = None
-    independence: IndependenceSettings | None = None
 
     def __post_init__(self) -> None:
         if self.decoder_only is None:
@@ -79,9 +72,6 @@ class CodecTask(AdversarialTask):
     def __init__(self, settings: CodecSettings) -> None:
         codec = first_codec(settings)
         super().__init__(settings, codec, settings.codec.target_bandwidths_kbps)
-        self.independence: IndependencePromoter | None = None
-        if settings.independence is not None:
-            self.independence = IndependencePromoter(settings.independence)
 
     def attempt(self, batch: Tensor, context: StepContext) -> Attempt:
         if context.step == 0 and self.settings.start.codebook_segments:
@@ -92,25 +82,13 @@ class CodecTask(AdversarialTask):
             return attempt_decoder(self.codec, batch, codebooks, drawn)
         reconstruction, _, penalty = self.codec(batch, codebooks)
         metrics: dict[str, Tensor | float] = {"commitment": penalty.detach()}
-        if self.independence is not None:
-            metrics |= self.independence.backward(self.codec, batch)
+        metrics |= self.promote_independence(batch)
         return Attempt(reconstruction, penalty * self.settings.commitment_weight, drawn, metrics)
 
     def codec_optimizer(self, rate: float, betas: tuple[float, float]) -> Optimizer:
         if self.settings.decoder_only is None:
             return super().codec_optimizer(rate, betas)
         return decoder_optimizer(self.codec.decoder, [], self.settings.decoder_only, rate, betas)
-
-    def extra_state(self) -> dict[str, Any]:
-        state = super().extra_state()
-        if self.independence is not None:
-            state["independence"] = self.independence.state_dict()
-        return state
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        super().load_extra_state(state)
-        if self.independence is not None:
-            self.independence.load_state_dict(state["independence"])
 
 
 def first_codec(settings: CodecSettings) -> Encodec:

@@ -36,6 +36,10 @@ class ProjectedQuantizer(nn.Module):
         """The latent that tokens stand for."""
         return _project(self.output_proj, self.levels.decode(tokens))
 
+    def residuals(self, latent: Tensor, tokens: Tensor) -> Tensor:
+        """What each level is given to quantise `[batch, codebooks, config.dimension, frames]`."""
+        return self.levels.residuals(_project(self.input_proj, latent), tokens)
+
     def forward(
         self, latent: Tensor, codebooks: int, bypass: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +102,18 @@ class SplitQuantizer(nn.Module):
         levels = semantic_levels + acoustic_levels
         penalty = (penalty * semantic_levels + acoustic_penalty * acoustic_levels) / levels
         return decoded + acoustic, semantic, penalty
+
+    def residuals(self, latent: Tensor, tokens: Tensor) -> Tensor:
+        """What each level is given to quantise, in the space of its part; see `ResidualQuantizer`.
+
+        Shape: latent [batch, width, frames], tokens [batch, codebooks, frames] -> [batch,
+        codebooks, config.dimension, frames].
+        """
+        semantic, acoustic = self._shares(tokens.shape[1])
+        parts = [self.semantic.residuals(latent, tokens[:, :semantic])]
+        if acoustic:
+            parts.append(self.acoustic.residuals(latent, tokens[:, semantic:]))
+        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, vectors_per_step: int) -> None:
