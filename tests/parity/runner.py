@@ -25,6 +25,8 @@ from torch import Tensor
 from tests.parity import adapters
 
 Adapter = Callable[["Case"], dict[str, Tensor]]
+KEY_LISTS = "keys"
+"""Name of the folders beside the cases that hold lists of published keys, and no run."""
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)"
 _ZERO_SHARE = 1e-3  # of a relative tolerance, as the absolute one: what rounding leaves of a zero
 

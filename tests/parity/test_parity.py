@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.parity.__main__ import main
 from tests.parity.runner import Case, UnknownCaseError, compare, find_adapter, run_case
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -19,6 +20,16 @@ CASES = sorted(
 def test_every_recorded_tensor_agrees(folder: Path) -> None:
     missed = [result for result in run_case(folder) if not result.passed]
     assert not missed
+
+
+def test_key_lists_are_no_case_and_an_unknown_folder_is_a_miss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, balancer = FIXTURES / "codecs" / "keys", FIXTURES / "codecs" / "balancer"
+    assert main([str(keys), str(balancer)]) == 0
+    assert capsys.readouterr().out.startswith(f"{keys}: skipped, it lists keys")
+    assert main([str(tmp_path), str(balancer)]) == 1
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: MISS no adapter")
 
 
 def test_the_longest_stem_decides() -> None:
