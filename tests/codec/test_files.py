@@ -1,6 +1,7 @@
 """Files through the codec: exact lengths, the offline tokens, no partial output."""
 
 import os
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sonorant.codec.container import ContainerReader
 from sonorant.codec.encodec import EncodecConfig
 from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.codec.encoded import Encoded
+from sonorant.codec.entropy_coder import EntropyCoder
 from sonorant.codec.entropy_coding import EntropyCore
 from sonorant.codec.entropy_compact import CompactEntropyConfig, CompactEntropyModel
 from sonorant.codec.files import (
@@ -33,6 +35,7 @@ from sonorant.nn.seanet import SEANetConfig
 from tests.codec.test_encodec import BANDWIDTHS, HOP, QUANTIZER, RATE, random_model, tiny
 from tests.codec.test_entropy_exact import TRANSFORMER as SMALL
 
+CONTAINERS = Path(__file__).parent.parent / "fixtures" / "containers"
 CLIPS = Path(sonorant.__file__).parent / "clips"
 SECOND = STEP_FRAMES * HOP  # one step of the tiny models, in samples
 
@@ -300,6 +303,21 @@ def test_the_shipped_codec_has_an_entropy_model_that_saves_bits(tmp_path: Path) 
     for name in ("packed", "coded"):
         decompress_file(tmp_path / f"{name}.snr", tmp_path / f"{name}.wav", codec)
     assert (tmp_path / "packed.wav").read_bytes() == (tmp_path / "coded.wav").read_bytes()
+
+
+def test_a_file_of_the_shipped_codec_opens_as_it_was_written(tmp_path: Path) -> None:
+    """It fails when shipped weights change: tests/fixtures/containers/README.md says what to do."""
+    source = CONTAINERS / "codec-24khz-small-coded.snr"
+    recorded = torch.tensor(json.loads(source.with_suffix(".json").read_text()))
+    codec = load_codec("sonorant/codec-24khz-small")
+    coder = EntropyCoder(load_entropy_model(codec))
+    blocks = ContainerReader(source).blocks(coder)
+    assert torch.equal(torch.cat([block.tokens for block in blocks], dim=-1)[0], recorded)
+    decompress_file(source, tmp_path / "out.wav")
+    found = info(tmp_path / "out.wav")
+    assert (found.sample_rate, found.channels, found.frames) == (24_000, 1, 24_000)
+    whole = codec.decode_batch(Encoded(recorded[None], 24_000))[0]
+    torch.testing.assert_close(read(tmp_path / "out.wav").samples, whole, rtol=0, atol=1e-3)
 
 
 def test_the_table_names_the_entropy_models_of_the_published_codecs() -> None:
