@@ -1,7 +1,7 @@
 """Files through the codec: exact lengths, the offline tokens, no partial output."""
 
-import os
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
