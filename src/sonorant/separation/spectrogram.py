@@ -24,6 +24,7 @@ def spectrogram(x: Tensor, n_fft: int, hop_samples: int, padding: int = 0) -> Te
     padding: how many times n_fft zeros the FFT adds to the window of n_fft samples.
     Shape: complex [..., n_fft * (1 + padding) // 2 + 1, 1 + time // hop_samples].
 
+    >>> import torch
     >>> spectrogram(torch.zeros(2, 1000), 64, 16).shape
     torch.Size([2, 33, 63])
     """
