@@ -74,7 +74,7 @@ def ecdc(model: EntropyModel, tokens: Tensor, path: Path) -> Pair:
     def write() -> None:
         with EcdcWriter(path, codec, CODEBOOKS, model) as writer:
             writer.write(Encoded(tokens, tokens.shape[-1] * 320))
-            writer.finish(tokens.shape[-1] * 320)
+            writer.finish()
 
     return write, lambda: list(EcdcReader(path).blocks(codec, model))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonorant.codec import container
-from sonorant.codec.container import BLOCK_FRAMES, ContainerReader, ContainerWriter
+from sonorant.codec.container import STORED_BLOCK_FRAMES, ContainerReader, ContainerWriter
 from sonorant.codec.container_layout import Header
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import FormatError, ShapeError
@@ -56,7 +56,7 @@ def segments(*frames: int) -> Encoded:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 2 * BLOCK_FRAMES + 3), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(0, 2 * STORED_BLOCK_FRAMES + 3), min_size=1, max_size=5),
     size=st.integers(2, 65536),
     codebooks=st.integers(1, 9),
 )
@@ -73,7 +73,7 @@ def test_any_chunking_reads_back_as_written(
     assert reader.totals.source_samples == 2 * sum(lengths) * HOP
     read = torch.cat([block.tokens for block in reader.blocks()], dim=-1)
     assert torch.equal(read, torch.cat([part.tokens for part in parts], dim=-1))
-    assert all(block.tokens.shape[-1] <= BLOCK_FRAMES for block in reader.blocks())
+    assert all(block.tokens.shape[-1] <= STORED_BLOCK_FRAMES for block in reader.blocks())
 
 
 def test_segments_keep_their_lengths_and_volumes(tmp_path: Path) -> None:
@@ -86,16 +86,16 @@ def test_segments_keep_their_lengths_and_volumes(tmp_path: Path) -> None:
 
 
 def test_size_is_that_of_the_documented_layout(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.snr", [encoded(BLOCK_FRAMES + 10)])
+    path = write(tmp_path / "a.snr", [encoded(STORED_BLOCK_FRAMES + 10)])
     header = 43 + len("tests/tiny") + 4
-    blocks = 2 + BLOCK_FRAMES * 20 // 8 + 4 + 2 + 10 * 20 // 8 + 4
+    blocks = 2 + STORED_BLOCK_FRAMES * 20 // 8 + 4 + 2 + 10 * 20 // 8 + 4
     assert path.stat().st_size == header + blocks + 2 + 24 + 4
 
 
 @pytest.fixture
 def two_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A container with blocks of four frames, small enough to be damaged everywhere."""
-    monkeypatch.setattr(container, "BLOCK_FRAMES", 4)
+    monkeypatch.setattr(container, "STORED_BLOCK_FRAMES", 4)
     return write(tmp_path / "a.snr", [encoded(10)])
 
 
@@ -257,7 +257,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path, room: int) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
         with pytest.raises(FormatError, match=r"cannot write .*a\.snr: File too large"):
-            write(tmp_path / "a.snr", [encoded(BLOCK_FRAMES)] * 3)
+            write(tmp_path / "a.snr", [encoded(STORED_BLOCK_FRAMES)] * 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == []

@@ -11,9 +11,9 @@ from torch import Tensor
 from sonorant.audio import Audio
 from sonorant.codec.checkpoints import build
 from sonorant.codec.encodec import (
-    BLOCK_FRAMES,
     ENCODEC_24KHZ,
     ENCODEC_48KHZ,
+    SEANET_BLOCK_FRAMES,
     WHOLE_FRAMES,
     Encodec,
     EncodecConfig,
@@ -108,7 +108,7 @@ def test_live_equals_offline_for_any_chunking(name: str, sizes: list[int], rest:
 
 def test_long_sounds_in_blocks_equal_the_whole() -> None:
     model = tiny()
-    x = sound(1, (WHOLE_FRAMES + BLOCK_FRAMES + 7) * HOP + 3)
+    x = sound(1, (WHOLE_FRAMES + SEANET_BLOCK_FRAMES + 7) * HOP + 3)
     with torch.no_grad():
         whole = model.quantizer.encode(model.encoder(x))
         assert torch.equal(model.encode_batch(x).tokens, whole)

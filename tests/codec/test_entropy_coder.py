@@ -94,7 +94,7 @@ def test_tokens_that_the_model_expects_take_fewer_bits() -> None:
 
 
 def test_a_container_gives_back_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "BLOCK_FRAMES", 4)
+    monkeypatch.setattr(container, "STORED_BLOCK_FRAMES", 4)
     path = write(tmp_path / "a.snr", [encoded(10)])
     reader = ContainerReader(path)
     assert reader.header == HEADER
@@ -116,7 +116,7 @@ def test_segments_stand_alone_and_keep_their_volumes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(container, "BLOCK_FRAMES", 4)
+    monkeypatch.setattr(container, "STORED_BLOCK_FRAMES", 4)
     return write(tmp_path / "a.snr", [encoded(6)])
 
 

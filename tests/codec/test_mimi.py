@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonorant.audio import Audio
 from sonorant.codec.encoded import Encoded
-from sonorant.codec.mimi import BLOCK_FRAMES, MIMI, Mimi, MimiConfig
+from sonorant.codec.mimi import MIMI, SEANET_BLOCK_FRAMES, Mimi, MimiConfig
 from sonorant.errors import AudioError, CheckpointError, ConfigError, ShapeError
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.transformer import TransformerConfig
@@ -129,7 +129,7 @@ def test_the_published_ring_agrees_until_it_is_full_and_not_after() -> None:
 
 def test_long_sounds_in_blocks_equal_the_whole() -> None:
     model = tiny_mimi()
-    x = sound(1, (2 * BLOCK_FRAMES + 3) * HOP)
+    x = sound(1, (2 * SEANET_BLOCK_FRAMES + 3) * HOP)
     with torch.no_grad():
         whole = model.quantizer.encode(model.to_latent(x))
         assert torch.equal(model.encode_batch(x).tokens, whole)

@@ -200,10 +200,7 @@ def config_to_audiocraft(config: EncodecConfig) -> dict[str, Any]:
     """
     if config.segment_seconds is not None:
         raise ConfigError("AudioCraft's EnCodec knows no segments; this model is not exported")
-    seanet, rvq, details = config.seanet, config.quantizer, config.seanet.details
-    words = {mode: word for word, mode in PAD_MODES.items()}
-    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    final = details.final_activation
+    seanet, rvq = config.seanet, config.quantizer
     sections = {
         "encodec": CodecSection(
             autoencoder="seanet",
@@ -213,29 +210,7 @@ def config_to_audiocraft(config: EncodecConfig) -> dict[str, Any]:
             causal=seanet.causal,
             renormalize=config.normalize,
         ),
-        "seanet": SEANetSection(
-            channels=seanet.channels,
-            dimension=seanet.dimension,
-            n_filters=seanet.base_filters,
-            ratios=seanet.ratios,
-            causal=seanet.causal,
-            n_residual_layers=seanet.residual_layers,
-            activation_params={"alpha": details.elu_alpha},
-            norm=seanet.norm,
-            kernel_size=seanet.kernel_size,
-            residual_kernel_size=seanet.residual_kernel_size,
-            last_kernel_size=seanet.last_kernel_size,
-            dilation_base=seanet.dilation_base,
-            pad_mode=words[seanet.pad_mode],
-            true_skip=seanet.skip == "identity",
-            compress=seanet.compress,
-            lstm=seanet.lstm_layers,
-            disable_norm_outer_blocks=details.plain_outer_blocks,
-            decoder=DecoderSection(
-                trim_right_ratio=seanet.trim_right_ratio,
-                final_activation=None if final is None else activations[final],
-            ),
-        ),
+        "seanet": _seanet_section(seanet),
         "rvq": QuantizerSection(
             n_q=rvq.codebooks,
             bins=rvq.codebook_size,
@@ -253,6 +228,36 @@ def config_to_audiocraft(config: EncodecConfig) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(sections)
     plain["rvq"].pop("orthogonal_reg_max_codes")
     return common | plain
+
+
+def _seanet_section(seanet: SEANetConfig) -> SEANetSection:
+    words = {mode: word for word, mode in PAD_MODES.items()}
+    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    details = seanet.details
+    final = details.final_activation
+    return SEANetSection(
+        channels=seanet.channels,
+        dimension=seanet.dimension,
+        n_filters=seanet.base_filters,
+        ratios=seanet.ratios,
+        causal=seanet.causal,
+        n_residual_layers=seanet.residual_layers,
+        activation_params={"alpha": details.elu_alpha},
+        norm=seanet.norm,
+        kernel_size=seanet.kernel_size,
+        residual_kernel_size=seanet.residual_kernel_size,
+        last_kernel_size=seanet.last_kernel_size,
+        dilation_base=seanet.dilation_base,
+        pad_mode=words[seanet.pad_mode],
+        true_skip=seanet.skip == "identity",
+        compress=seanet.compress,
+        lstm=seanet.lstm_layers,
+        disable_norm_outer_blocks=details.plain_outer_blocks,
+        decoder=DecoderSection(
+            trim_right_ratio=seanet.trim_right_ratio,
+            final_activation=None if final is None else activations[final],
+        ),
+    )
 
 
 def load_audiocraft(files: Sequence[Path]) -> tuple[str, EncodecConfig, dict[str, Tensor]]:

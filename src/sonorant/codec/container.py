@@ -44,7 +44,7 @@ from sonorant.errors import FormatError, ShapeError
 
 # Frames per block where the codec has no segments of its own: ten seconds at 75 frames a second,
 # so that the 6 bytes around a block are nothing beside its tokens.
-BLOCK_FRAMES = 750
+STORED_BLOCK_FRAMES = 750
 # A few coded bytes may stand for many frames, so their own number must not decide about memory.
 MOST_CODED_FRAMES = 4096
 
@@ -113,9 +113,9 @@ class ContainerWriter:
         self._samples += encoded.samples
         if not self.header.segmented:
             self._pending = np.concatenate([self._pending, tokens])
-            while len(self._pending) >= BLOCK_FRAMES:
-                self._append_block(self._pending[:BLOCK_FRAMES])
-                self._pending = self._pending[BLOCK_FRAMES:]
+            while len(self._pending) >= STORED_BLOCK_FRAMES:
+                self._append_block(self._pending[:STORED_BLOCK_FRAMES])
+                self._pending = self._pending[STORED_BLOCK_FRAMES:]
             return
         scales = [None] * len(encoded.segment_frames)
         if encoded.scales is not None:

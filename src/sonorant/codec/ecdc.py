@@ -52,7 +52,7 @@ MAGIC = b"ECDC"
 FIXED = struct.Struct(">4sBI")
 SCALE = struct.Struct(">f")
 LONGEST_HEADER = 65_536  # bytes; real ones have about 60
-BLOCK_FRAMES = 800  # frames at once; packed tokens fill whole bytes at every multiple of 8
+READ_BLOCK_FRAMES = 800  # frames at once; packed tokens fill whole bytes at every multiple of 8
 
 
 class EcdcHeader(msgspec.Struct, frozen=True):
@@ -169,11 +169,11 @@ class EcdcWriter:
             self._append(volume + segment.push(tokens[start : start + frames]) + segment.finish())
             start += frames
 
-    def finish(self, source_samples: int) -> None:
+    def finish(self) -> None:
         """Give the file its name. The format has no room for the length of the original."""
         if self._segment is not None:
             self._append(self._segment.finish())
-        expected = sum(frames for frames in segment_frames(self._codec, self._samples))
+        expected = sum(segment_frames(self._codec, self._samples))
         if self._samples < 1 or self._frames != expected:
             raise FormatError(
                 f"{self._frames} frames are not the {expected} that an .ecdc file has for "
@@ -262,8 +262,8 @@ class EcdcReader:
 
     def _packed(self, data: BoundedFile, codec: EncodecCore, frames: int) -> Iterator[Tensor]:
         bits, codebooks = token_bits(codec), self.header.codebooks
-        for first in range(0, frames, BLOCK_FRAMES):
-            count = min(BLOCK_FRAMES, frames - first) * codebooks
+        for first in range(0, frames, READ_BLOCK_FRAMES):
+            count = min(READ_BLOCK_FRAMES, frames - first) * codebooks
             packed = data.take(-(-count * bits // 8))
             values = unpack_bits(packed, count, bits, first="little")
             if int.from_bytes(packed, "little") >> count * bits:
@@ -282,7 +282,7 @@ class EcdcReader:
                 counts = published_counts(probabilities.step(previous)).numpy()
                 previous = torch.tensor([decoder.pull(row) for row in counts]) + 1
                 block.append(previous - 1)
-                if len(block) == BLOCK_FRAMES or frame == frames - 1:
+                if len(block) == READ_BLOCK_FRAMES or frame == frames - 1:
                     yield torch.stack(block, dim=-1)[None]
                     block = []
             decoder.finish()

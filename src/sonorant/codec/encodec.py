@@ -33,7 +33,7 @@ from sonorant.nn.state import State, StreamingModule
 # Long sounds go in pieces, so that memory does not grow with length: the layers at high rates in
 # blocks, the LSTM in stretches. Short ones go whole, which is a little quicker (measured).
 WHOLE_FRAMES = 750
-BLOCK_FRAMES = 400
+SEANET_BLOCK_FRAMES = 400
 STRETCH_FRAMES = 2250
 
 
@@ -175,7 +175,7 @@ class Encodec(EncodecCore, StreamingModule):
         if not self.streams or x.shape[-1] <= WHOLE_FRAMES * self.hop_samples:
             tokens = self.quantizer.encode(self.encoder(x), codebooks)
             return Encoded(tokens, x.shape[-1])
-        state, block = self.init_state(x.shape[0]), BLOCK_FRAMES * self.hop_samples
+        state, block = self.init_state(x.shape[0]), SEANET_BLOCK_FRAMES * self.hop_samples
         parts = [
             self.quantizer.encode(self.encoder.run_in_blocks(stretch, state, block), codebooks)
             for stretch in x.split(STRETCH_FRAMES * self.hop_samples, dim=-1)
@@ -197,7 +197,7 @@ class Encodec(EncodecCore, StreamingModule):
             return self.decoder(self.quantizer.decode(tokens))
         state = self.init_state(tokens.shape[0])
         parts = [
-            self.decoder.run_in_blocks(self.quantizer.decode(stretch), state, BLOCK_FRAMES)
+            self.decoder.run_in_blocks(self.quantizer.decode(stretch), state, SEANET_BLOCK_FRAMES)
             for stretch in tokens.split(STRETCH_FRAMES, dim=-1)
         ]
         return torch.cat(parts, dim=-1)

@@ -119,7 +119,10 @@ def compress_file(
         for encoded, seconds in _encoded(source, found, model, bandwidth_kbps):
             writer.write(encoded)
             _tell(progress, seconds, found.duration_seconds)
-        writer.finish(found.frames)
+        if isinstance(writer, EcdcWriter):
+            writer.finish()
+        else:
+            writer.finish(found.frames)
 
 
 def open_compressed(source: str | Path) -> ContainerReader | EcdcReader:

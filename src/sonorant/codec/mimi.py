@@ -36,7 +36,7 @@ from sonorant.nn.transformer import Transformer, TransformerConfig
 
 # The layers at high rates work on so many frames at once, so that what they make stays in the
 # processor's cache (benchmarks/mimi.py).
-BLOCK_FRAMES = 48
+SEANET_BLOCK_FRAMES = 48
 # Convolutions from this many weights on spend live steps in reading them.
 LARGE_CONV = 2**18
 
@@ -216,7 +216,7 @@ class Mimi(Codec, StreamingModule):
         codebooks = self.codebooks_for(bandwidth_kbps)
         state = init_state(self.encoder, x.shape[0])
         latent = self.encoder.run_in_blocks(
-            self._whole_frames(x), state, BLOCK_FRAMES * self.hop_samples
+            self._whole_frames(x), state, SEANET_BLOCK_FRAMES * self.hop_samples
         )
         return Encoded(self.quantizer.encode(self._from_seanet(latent), codebooks), x.shape[-1])
 
@@ -233,7 +233,7 @@ class Mimi(Codec, StreamingModule):
             return self._no_sound(tokens)
         latent = self._to_seanet(self.quantizer.decode(tokens))
         state = init_state(self.decoder, tokens.shape[0])
-        block = BLOCK_FRAMES * self.config.latents_per_frame
+        block = SEANET_BLOCK_FRAMES * self.config.latents_per_frame
         return self.decoder.run_in_blocks(latent, state, block)
 
     def _whole_frames(self, x: Tensor) -> Tensor:

@@ -28,7 +28,13 @@ from torch import Tensor
 
 from sonorant.errors import ConfigError
 from sonorant.nn.conv import StreamingConv1d, StreamingConvTranspose1d
-from sonorant.nn.noise_bands import RECTIFIER_GAIN, NoiseBands, elu_saturation, noise_bands
+from sonorant.nn.noise_bands import (
+    LOUDEST_DB,
+    RECTIFIER_GAIN,
+    NoiseBands,
+    elu_saturation,
+    noise_bands,
+)
 from sonorant.nn.seanet import ResidualBlock, SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.weight_setting import (
     SIGNAL_SCALE,
@@ -43,7 +49,7 @@ from sonorant.nn.weight_setting import (
 )
 
 COEFFICIENT_SCALE = 0.125  # of coefficients beside samples: a steady tone adds up
-LOUDEST = 0.2  # root mean square of a band at which its exponential is 1 (-14 dB)
+LOUDEST = 10 ** (LOUDEST_DB / 20)  # root mean square of a band at which its exponential is 1
 TONE_GAIN = 100.0  # of a tone's amplitude before it is rectified; its square range ends at -40 dB
 TONE_SCALE = 0.5  # of a tone's level in the latent, beside the logarithms
 TONE_SLOPE = 4 / math.pi * 0.85  # of both rectified quadratures, over what ordinary levels take
