@@ -68,8 +68,9 @@ def test_likeness_must_be_a_known_model_with_a_published_layout(folder: Path) ->
         open_checkpoint(folder / "model.safetensors", like="sonorant/codec-24khz-small")
 
 
-def test_text_in_place_of_the_config_is_refused(folder: Path) -> None:
-    (folder / "config.json").write_text("once upon a time")
+@pytest.mark.parametrize("text", ["once upon a time", "[" * 100_000, '{"config": ' + "[" * 100_000])
+def test_text_in_place_of_the_config_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json is not a Sonorant model's config"):
         open_checkpoint(folder)
 

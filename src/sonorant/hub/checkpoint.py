@@ -186,7 +186,7 @@ def _model_type(config_path: Path) -> str | None:
     """What transformers says of a model; None for our own configs and for what is none."""
     try:
         config = msgspec.json.decode(config_path.read_bytes())
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None  # reading it as ours says what is wrong
     found = config.get("model_type") if isinstance(config, dict) else None
     return found if isinstance(found, str) else None
@@ -206,7 +206,7 @@ def _read_saved(config_path: Path, weights_path: Path, name: str | None = None) 
 def _saved_config(text: bytes, source: Path) -> SavedConfig:
     try:
         saved = msgspec.json.decode(text, type=SavedConfig)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{source} is not a Sonorant model's config: {error}") from error
     if saved.format_version != FORMAT_VERSION:
         raise CheckpointError(
