@@ -68,7 +68,7 @@ def codec(
 
     check_targets(json_path, picture)
     if picture is not None:
-        from sonorant.codec.evaluation_picture import check_picture_path
+        from sonorant.reports import check_picture_path
 
         check_picture_path(picture)
     sounds = find_sounds(paths, split, domain)

@@ -75,7 +75,8 @@ def separation(
         raise ConfigError("--window and --hop must be above 0 seconds")
     check_targets(json_path, picture)
     if picture is not None:
-        from sonorant.separation.evaluation_picture import check_picture_path, write_picture
+        from sonorant.reports import check_picture_path
+        from sonorant.separation.evaluation_picture import write_picture
 
         check_picture_path(picture)
     plan = Plan(

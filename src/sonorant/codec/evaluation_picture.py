@@ -7,47 +7,22 @@ from typing import Any
 
 from sonorant.codec.evaluation import Evaluation, Totals
 from sonorant.codec.metrics import METRICS
-from sonorant.errors import ConfigError
-from sonorant.reports import require_plots
+from sonorant.reports import check_picture_path, panels, write_figure
 
-PANEL_INCHES = (3.4, 2.8)
 COLUMNS = 3
-DOTS_PER_INCH = 150
-FORMATS = (".png", ".pdf", ".svg")
 DOTS, MEANS = "#8b93a1", "#3d8bfd"
-
-
-def check_picture_path(path: Path) -> None:
-    """Raises: ConfigError for a format that is not drawn, DependencyError without matplotlib."""
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
-    require_plots()
 
 
 def write_picture(evaluation: Evaluation, path: Path) -> None:
     """Draw to a PNG, PDF or SVG file, whole or not at all; errors as of `check_picture_path`."""
     check_picture_path(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = [name for name in METRICS if any(name in total.metrics for total in evaluation.totals)]
-    rows = -(-(len(names) + 1) // COLUMNS)
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * COLUMNS, height * rows), dpi=DOTS_PER_INCH)
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for axes, name in zip(panels, names, strict=False):
-        _draw_metric(axes, evaluation, name)
-    fullest = max(evaluation.totals, key=lambda total: len(total.codebooks))
-    _draw_codebooks(panels[len(names)], fullest)
-    for axes in panels[len(names) + 1 :]:
-        axes.set_visible(False)
+    figure, (*axes, last) = panels(len(names) + 1, COLUMNS)
+    for each, name in zip(axes, names, strict=True):
+        _draw_metric(each, evaluation, name)
+    _draw_codebooks(last, max(evaluation.totals, key=lambda total: len(total.codebooks)))
     files = evaluation.totals[0].files
-    figure.suptitle(f"{evaluation.model} on {files} file{'s' if files > 1 else ''}", fontsize=10)
-    figure.tight_layout()
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format=path.suffix[1:].lower())
-    part.replace(path)
+    write_figure(figure, f"{evaluation.model} on {files} file{'s' if files > 1 else ''}", path)
 
 
 def _draw_metric(axes: Any, evaluation: Evaluation, name: str) -> None:

@@ -28,7 +28,7 @@ from sonorant.separation.metrics import fit_length, global_sdr, median_over_fram
 from sonorant.separation.oracles import BASELINES
 from sonorant.separation.repositories import load_separator
 from sonorant.separation.separator import Separator
-from sonorant.separation.stems import _songs_in as songs_in
+from sonorant.separation.stems import songs_in
 
 BSS_METRICS = ("sdr", "isr", "sir", "sar")
 GLOBAL = "global_sdr"

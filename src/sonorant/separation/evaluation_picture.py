@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from sonorant.errors import ConfigError
-from sonorant.reports import require_plots, write_whole
+from sonorant.reports import check_picture_path, panels, write_figure
 from sonorant.separation.evaluation import METRICS, Evaluation
 
-PANEL_INCHES = (3.4, 2.8)
 COLUMNS = 3
-DOTS_PER_INCH = 150
-FORMATS = (".png", ".pdf", ".svg")
 DOTS, MEDIANS, MEANS = "#8b93a1", "#3d8bfd", "#f08c2e"
 TITLES = {
     "sdr": "SDR: all that is wrong",
@@ -24,37 +19,16 @@ TITLES = {
 }
 
 
-def check_picture_path(path: Path) -> None:
-    """Raises: ConfigError for a format that is not drawn, DependencyError without matplotlib."""
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
-    require_plots()
-
-
 def write_picture(evaluation: Evaluation, path: Path) -> None:
     """Draw to a PNG, PDF or SVG file, whole or not at all; errors as of `check_picture_path`."""
     check_picture_path(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     metrics = [name for name in METRICS if any(name in of for of in evaluation.totals.values())]
-    columns = min(COLUMNS, len(metrics))
-    rows = -(-len(metrics) // columns)
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * columns, height * rows), dpi=DOTS_PER_INCH)
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, metric in zip(panels, metrics, strict=False):
-        _draw(axes, evaluation, metric)
-    for axes in panels[len(metrics) :]:
-        axes.set_visible(False)
+    figure, axes = panels(len(metrics), min(COLUMNS, len(metrics)))
+    for each, metric in zip(axes, metrics, strict=True):
+        _draw(each, evaluation, metric)
     songs = len(evaluation.songs)
     title = f"{evaluation.name} on {songs} song{'s' if songs > 1 else ''}, dB, higher is better"
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    drawn = BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:].lower())
-    write_whole(path, drawn.getvalue())
+    write_figure(figure, title, path)
 
 
 def _draw(axes: Any, evaluation: Evaluation, metric: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sonorant.dsp.stft import istft, stft
-from sonorant.separation.wiener import _improved as wiener_iteration
+from sonorant.separation.wiener import wiener_iteration
 
 WINDOW = 2048  # samples, as in SiSEC 2018
 THRESHOLD = 0.5  # of the mixture's magnitude or power, above which a bin is a source's own

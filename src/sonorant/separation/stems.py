@@ -66,7 +66,7 @@ def find_songs(root: Path, licence: str = "") -> Iterator[Song]:
     """
     found = False
     for split in SPLITS:
-        for name, files in _songs_in(root / split):
+        for name, files in songs_in(root / split):
             found = True
             kept_aside = split == "train" and name in MUSDB_VALIDATION
             yield song_of(name, "valid" if kept_aside else split, files, licence)
@@ -76,7 +76,7 @@ def find_songs(root: Path, licence: str = "") -> Iterator[Song]:
         )
 
 
-def _songs_in(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:
+def songs_in(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:
     """Names of songs, and where their sources are."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.endswith(STEM_SUFFIX):

@@ -48,7 +48,7 @@ def wiener(
     scale = loudest.clamp(min=1)
     scaled_mix, estimates = mix / scale, estimates / scale[..., None]
     for _ in range(iterations):
-        estimates = _improved(estimates, scaled_mix)
+        estimates = wiener_iteration(estimates, scaled_mix)
     return estimates * scale[..., None]
 
 
@@ -67,7 +67,7 @@ def wiener_in_blocks(
     return torch.cat(parts, dim=1)[..., : magnitudes.shape[-1]].permute(0, 4, 3, 2, 1)
 
 
-def _improved(estimates: Tensor, mix: Tensor) -> Tensor:
+def wiener_iteration(estimates: Tensor, mix: Tensor) -> Tensor:
     """One iteration. Shapes as in `wiener`."""
     power = estimates.abs().square().mean(dim=-2)  # [..., frames, bins, sources]
     covariance = torch.einsum("...tfcj,...tfdj->...fjcd", estimates, estimates.conj())
