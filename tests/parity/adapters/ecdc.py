@@ -95,7 +95,7 @@ def run(case: Case) -> dict[str, Tensor]:
             ours = Path(folder) / "ours.ecdc"
             with EcdcWriter(ours, codec, encoded.codebooks, None) as writer:
                 writer.write(encoded)
-                writer.finish(encoded.samples)
+                writer.finish()
             assert ours.read_bytes() == recorded.read_bytes(), "other bytes than the recorded file"
         blocks = list(EcdcReader(recorded).blocks(codec))
         tokens = torch.cat([block.tokens for block in blocks], dim=-1)
