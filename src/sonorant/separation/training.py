@@ -27,7 +27,9 @@ from sonorant.separation import remix
 from sonorant.separation.apply import apply
 from sonorant.separation.augment import Augmentation, augment
 from sonorant.separation.blocks import center_trim
+from sonorant.separation.hdemucs import HybridModel
 from sonorant.separation.losses import SeparationLoss, l1_per_source, separation_loss
+from sonorant.separation.mask_start import start_as_masks
 from sonorant.separation.metrics import global_sdr
 from sonorant.separation.repitch import Repitch
 from sonorant.separation.separator import Separator
@@ -43,15 +45,22 @@ PLAIN = "plain"
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is trained: a system of `models.toml` with its config, or a model to train on."""
+    """What is trained: a system of `models.toml` with its config, or a model to train on.
+
+    masks: first weights of HDemucs or HTDemucs that give every source a share of the mixture
+        (`sonorant.separation.mask_start`).
+    """
 
     system: str | None = None
     config: dict[str, Any] = {}
+    masks: bool = False
     model: str | None = None
 
     def __post_init__(self) -> None:
         if (self.system is None) == (self.model is None):
             raise ConfigError("a network is either a `system` with its `config`, or a `model`")
+        if self.masks and self.system is None:
+            raise ConfigError("`masks` is a start for a `system`; a `model` has weights already")
 
 
 class OptimizerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -316,6 +325,10 @@ def first_model(network: Network) -> Separator:
             raise ConfigError(f"network.config: {error}") from error
         with refusing_config("network.config"):
             model = model_class(config)
+        if network.masks:
+            if not isinstance(model, HybridModel):
+                raise ConfigError(f"network.masks: {network.system} has no masks to start with")
+            start_as_masks(model)
     if not isinstance(model, Separator) or len(model.parts()) != 1:
         raise ConfigError(f"{network.model or network.system} is not one separating network")
     return model
