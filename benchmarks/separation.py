@@ -95,9 +95,9 @@ def export(name: str, folder: Path) -> None:
     """Random weights of the published size: one network, or one for each stem."""
     from sonorant.separation.bag import bag_of
     from sonorant.separation.export import export_official
-    from sonorant.separation.htdemucs import HTDemucs, HTDemucsConfig
+    from sonorant.separation.htdemucs import HTDEMUCS, HTDemucs
 
-    config = HTDemucsConfig()
+    config = HTDEMUCS
     count = 1 if name == "htdemucs" else len(config.sources)
     networks = []
     for seed in range(count):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sonorant.audio import Audio, read, write
+from sonorant.audio import Audio, write
 from sonorant.codec.demo import Clip, Trial
-from sonorant.codec.report import Scale, draw, trials_table, write_report
+from sonorant.codec.report import trials_table, write_report
 from sonorant.errors import DependencyError
 from sonorant.reports import require_plots
 from tests.codec.test_encodec import tiny
@@ -99,22 +99,6 @@ def test_table_for_the_terminal(trials: list[Trial]) -> None:
         "bell  1.57  1,000       8x  -3.2 dB        4.6 dB           2.50",
         "bell  1.57  2,000       4x  -3.2 dB        4.6 dB  not installed",
     ]
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [torch.zeros(1, RATE), torch.ones(2, 1), torch.randn(2, 5000)],
-    ids=["silence", "one_sample", "stereo"],
-)
-def test_any_sound_can_be_drawn(samples: torch.Tensor) -> None:
-    audio = Audio(samples, RATE)
-    assert draw(audio, Scale.of(audio)).startswith(b"\x89PNG")
-
-
-def test_loud_and_soft_sounds_look_different_at_the_same_scale(tmp_path: Path) -> None:
-    loud = read(flac(tmp_path / "a.flac", 0))
-    soft = Audio(loud.samples * 0.1, RATE)
-    assert draw(loud, Scale.of(loud)) != draw(soft, Scale.of(loud))
 
 
 def test_without_matplotlib_the_extra_is_named(
