@@ -2,6 +2,7 @@
 
     python benchmarks/quantized_training.py entropy datasets/open/manifest.jsonl
     python benchmarks/quantized_training.py codec datasets/open/manifest.jsonl --runs plain diffq:1
+    python benchmarks/quantized_training.py separator datasets/stems/songs.jsonl --batch-size 2
 
 Runs of equal length start from the model that ships with the package: without quantisation, and
 with DiffQ (`diffq:PENALTY`), learned steps (`lsq:BITS`) and straight-through rounding
@@ -42,6 +43,7 @@ class Subject:
     recipe: its own. changes: to the recipe, to go on from `start` for a short while.
     prefix: of the names of the tensors that are counted. choice: what is quantised.
     figures: of those that its task's `evaluate` gives. first_bits: from which DiffQ learns them.
+    manifest: the recipe's field for the data.
     """
 
     recipe: str
@@ -51,6 +53,7 @@ class Subject:
     prefix: str = ""
     choice: Choice = field(default_factory=Choice)
     first_bits: float = 8
+    manifest: str = "settings.manifest"
 
 
 SUBJECTS = {
@@ -76,6 +79,16 @@ SUBJECTS = {
         prefix="decoder.",
         choice=Choice(exclude=("encoder.*", "quantizer.*")),
         first_bits=12,  # its weights stand further apart than trained ones
+    ),
+    "separator": Subject(
+        recipe="recipes/htdemucs-small.yaml",
+        start="settings.network.model",
+        changes=(
+            "settings.network={model: sonorant/htdemucs-small}",
+            "settings.optimizer={learning_rate: 1.0e-4}",
+        ),
+        figures=("plain/sdr", "sdr/drums", "sdr/bass", "sdr/other", "sdr/vocals"),
+        manifest="settings.songs",
     ),
 }
 
@@ -110,7 +123,7 @@ def recipe_of(subject: Subject, run: str, options: argparse.Namespace) -> Recipe
     """The subject's recipe for a short run with the method and number of `run`."""
     changes = [
         *subject.changes,
-        f"settings.manifest={options.manifest}",
+        f"{subject.manifest}={options.manifest}",
         f"training.steps={options.steps}",
         f"training.batch_size={options.batch_size}",
         f"training.warmup_steps={options.steps // 10}",
@@ -153,11 +166,12 @@ def report(name: str, subject: Subject, recipe: Recipe, model: Path) -> None:
 def evaluated(task: Any, batch_size: int) -> dict[str, float]:
     """The means of the task's validation figures."""
     data = task.validation_data()
+    count = min(EVALUATION_BATCHES, len(data) // batch_size)
     totals: dict[str, float] = {}
-    for first in range(0, EVALUATION_BATCHES * batch_size, batch_size):
+    for first in range(0, count * batch_size, batch_size):
         batch = torch.stack([data[index] for index in range(first, first + batch_size)])
         for key, value in task.evaluate(batch).items():
-            totals[key] = totals.get(key, 0.0) + float(value) / EVALUATION_BATCHES
+            totals[key] = totals.get(key, 0.0) + float(value) / count
     return totals
 
 
