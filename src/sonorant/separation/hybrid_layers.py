@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sonorant.separation import minimal_images
 from sonorant.separation.blocks import DConv, DConvConfig
 
 
@@ -156,8 +157,15 @@ class DecoderLayer(nn.Module):
             return x
         y = x if skip is None else x + skip
         if self.rewrite is not None:
-            y = F.glu(self.norm1(self.rewrite(y)), dim=1)
+            y = self._gated(y, self.rewrite)
         return y if self.dconv is None else self.dconv(y)
+
+    def _gated(self, y: Tensor, rewrite: nn.Module) -> Tensor:
+        if isinstance(self.norm1, nn.Identity) and minimal_images.pays(y, rewrite):
+            assert isinstance(rewrite, nn.Conv2d)
+            assert rewrite.bias is not None
+            return minimal_images.convolve(y, rewrite.weight, rewrite.bias, _halves_gated)
+        return F.glu(self.norm1(rewrite(y)), dim=1)
 
     def widen(self, y: Tensor) -> Tensor:
         """The transposed convolution, with its edges, and the norm."""
@@ -171,6 +179,11 @@ class DecoderLayer(nn.Module):
             assert length is not None, "a layer over time needs the length of its output"
             return z[..., padding : padding + length]
         return z[..., padding : z.shape[-2] - padding, :]
+
+
+def _halves_gated(wide: Tensor) -> Tensor:
+    """A gated linear unit over the first axis, [2 channels, ...] -> [channels, ...]."""
+    return F.glu(wide, dim=0)
 
 
 def _rewrite(channels: int, over_bins: bool, context: int, sees_bins: bool) -> nn.Module:
