@@ -179,6 +179,16 @@ def test_models_are_listed(separator: CommandLine) -> None:
     assert "encodec_24khz" not in listed
 
 
+def test_models_of_a_repository_are_listed_by_what_n_takes(separator: CommandLine) -> None:
+    folder = separator.folder / "models"
+    folder.mkdir()
+    for name in ("bag.yaml", "aaaa0001-12345678.th", "aaaa0003.safetensors", "notes.txt"):
+        (folder / name).write_text("")
+    assert separator.run("separate", "--list-models", "--repo", "models") == 0
+    assert separator.out.split() == ["aaaa0001", "aaaa0003", "bag.yaml"]
+    assert "no folder nowhere" in separator.fails("separate", "--list-models", "--repo", "nowhere")
+
+
 def test_live_stems_come_through_pipes(separator: CommandLine) -> None:
     samples = read("song.wav").samples.T.numpy().astype("<f4")
     command = [sys.executable, "-m", "sonorant.cli.main", "separate", "--stream", "-n", "tiny"]

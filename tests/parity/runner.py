@@ -83,8 +83,8 @@ class Case:
 
     @property
     def tolerance(self) -> tuple[float, float]:
-        """(relative, absolute) as the README states them: `rtol X`, `atol Y`, `relative X`, or one
-        number for both."""
+        """(relative, absolute) as the README states them: `rtol X`, `atol Y`, `relative X`, `X
+        dB`, which is absolute, or one number for both."""
         return _tolerance_in(self.readme[self.readme.lower().rfind("tolerance") :])
 
     def tolerance_of(self, name: str) -> tuple[float, float]:
@@ -107,6 +107,8 @@ class Case:
 
 
 def _tolerance_in(text: str) -> tuple[float, float]:
+    if decibels := re.search(_NUMBER + " dB", text):
+        return 0.0, float(decibels.group(1))
     relative = re.search("rtol " + _NUMBER, text)
     absolute = re.search("atol " + _NUMBER, text)
     if relative or absolute:

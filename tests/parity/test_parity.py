@@ -45,6 +45,7 @@ def test_the_longest_stem_decides() -> None:
         ("Tolerance rtol 1e-4.", (1e-4, 1e-7)),
         ("Tolerance: exact for integers, 1e-6 for floats.", (1e-6, 1e-6)),
         ("Tolerance: relative 1e-12 (float64).", (1e-12, 1e-15)),
+        ("Tolerance: 1e-4 dB; v3 frames 1e-2 dB (ill conditioned).", (0.0, 1e-4)),
     ],
 )
 def test_tolerance_is_read_from_the_readme(readme: str, expected: tuple[float, float]) -> None:
@@ -70,6 +71,10 @@ def test_a_tensor_may_follow_a_clause_of_its_own() -> None:
     case = Case(Path("x"), {}, {}, {}, readme, clauses={"sampled": "after 20 calls"})
     assert case.tolerance_of("once") == (1e-4, 1e-5)
     assert case.tolerance_of("sampled") == (1e-3, 1e-4)
+    readme = "Tolerance: 1e-4 dB; v3 frames 1e-2 dB (ill conditioned)."
+    case = Case(Path("x"), {}, {}, {}, readme, clauses={"v3": "v3 frames"})
+    assert case.tolerance_of("v4") == (0.0, 1e-4)
+    assert case.tolerance_of("v3") == (0.0, 1e-2)
 
 
 def test_a_tolerance_may_be_a_share_of_the_largest_number() -> None:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from sonorant.separation.stem_files import Encoding
 
 DEFAULT_MODEL = "htdemucs"
-SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"}
+SOUND_SUFFIXES = {
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"),
+    *(".m4a", ".mp4", ".aac", ".webm"),  # which are read, or refused by name
+}
 """Of files that are taken from folders; a file that is named may have any."""
 
 
@@ -127,9 +130,11 @@ def _list_models(repository: Path | None) -> None:
     from sonorant.hub.table import known
 
     if repository is not None:
+        if not repository.is_dir():
+            raise SonorantError(f"there is no folder {repository} to list models of")
         for path in sorted(repository.iterdir()):
             if path.suffix in (".yaml", ".th", ".safetensors"):
-                click.echo(path.name if path.suffix == ".yaml" else path.name.partition("-")[0])
+                click.echo(path.name if path.suffix == ".yaml" else path.stem.partition("-")[0])
         return
     for name, entry in known().models.items():
         if ".separation." in known().system(entry.system).class_:

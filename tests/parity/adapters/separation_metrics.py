@@ -24,6 +24,9 @@ def museval(case: Case) -> dict[str, Tensor]:
             outputs[f"out.{name}.{score.upper()}"] = values
             outputs[f"out.{name}.median_{score.upper()}"] = median_over_frames(values)
         outputs[f"out.{name}.perm"] = scores.permutation
+        if call["framewise_filters"]:
+            found = [each for each in outputs if each.startswith(f"out.{name}.")]
+            case.clauses |= dict.fromkeys(found, "v3 frames")
     return outputs
 
 
