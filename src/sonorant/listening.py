@@ -78,7 +78,7 @@ def draw(audio: Audio, scale: Scale) -> bytes:
     figure.subplots_adjust(AXES_LEFT, 0.1, AXES_RIGHT, 0.99, hspace=0.06)
     mono = audio.to(channels=1)
     _draw_wave(wave, mono, scale.peak)
-    _draw_spectrum(spectrum, mono, scale.loudest_db)
+    draw_spectrum(spectrum, mono, scale.loudest_db)
     for axes in (wave, spectrum):
         axes.tick_params(colors=INK, labelsize=7, length=2, width=0.5)
         for spine in axes.spines.values():
@@ -100,7 +100,8 @@ def _draw_wave(axes: Any, audio: Audio, peak: float) -> None:
     axes.set_yticks([])
 
 
-def _draw_spectrum(axes: Any, audio: Audio, loudest_db: float) -> None:
+def draw_spectrum(axes: Any, audio: Audio, loudest_db: float) -> None:
+    """Mel spectrogram of one channel, in matplotlib axes, down to 70 dB below `loudest_db`."""
     axes.imshow(
         _decibels(audio).numpy(),
         origin="lower",

@@ -11,9 +11,10 @@ import torch
 from sonorant.audio import info, read
 from sonorant.codec import metrics
 from sonorant.codec.container import ContainerReader
-from sonorant.codec.demo import Clip, run_trials, shipped_clips
+from sonorant.codec.demo import run_trials
 from sonorant.codec.files import decompress_file
 from sonorant.codec.metrics import mel_distance, si_snr
+from sonorant.sample_clips import Clip, shipped_clips
 from tests.codec.test_encodec import BANDWIDTHS, RATE, tiny
 from tests.codec.test_files import sound_file
 

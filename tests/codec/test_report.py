@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from sonorant.audio import Audio, write
-from sonorant.codec.demo import Clip, Trial
+from sonorant.codec.demo import Trial
 from sonorant.codec.report import trials_table, write_report
 from sonorant.errors import DependencyError
 from sonorant.reports import require_plots
+from sonorant.sample_clips import Clip
 from tests.codec.test_encodec import tiny
 
 RATE = 8000

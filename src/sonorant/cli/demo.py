@@ -32,10 +32,11 @@ def demo(out: Path, model: str, separator: str) -> None:
     the figures, and write a report with pictures and players."""
     from tqdm import tqdm
 
-    from sonorant.codec.demo import run_trials, shipped_clips
+    from sonorant.codec.demo import run_trials
     from sonorant.codec.files import load_codec
     from sonorant.codec.report import trials_table, write_report
     from sonorant.reports import require_plots
+    from sonorant.sample_clips import shipped_clips
     from sonorant.separation.demo import check_separator, separate_clips, stems_section, stems_table
     from sonorant.separation.repositories import load_separator
 

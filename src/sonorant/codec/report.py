@@ -13,10 +13,11 @@ from pathlib import Path
 from string import Template
 
 from sonorant.audio import read
-from sonorant.codec.demo import Clip, Trial
+from sonorant.codec.demo import Trial
 from sonorant.listening import AXES_LEFT, AXES_RIGHT, Scale, player, section
 from sonorant.model import Model
 from sonorant.reports import require_plots, text_table, write_whole
+from sonorant.sample_clips import Clip
 
 
 def write_report(

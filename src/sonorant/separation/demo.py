@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -18,15 +17,13 @@ from sonorant.audio import Audio, read, write
 from sonorant.errors import ConfigError
 from sonorant.listening import Scale, player, section
 from sonorant.reports import text_table
+from sonorant.sample_clips import Clip, shipped_clips
 from sonorant.separation.metrics import global_sdr
 from sonorant.separation.separator import Separator
 
 VOICE = "vocals"
 LEVEL = 0.1  # root mean square of the voice, and of the music, in full scale
-CREDIT = (
-    "The voice of Linda Johnson (LJ Speech, public domain) over “David02” by David Reeves, "
-    "shortened (CC BY 3.0)."
-)
+CLIPS = ("speech", "music")
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,17 @@ class Stem:
 
 
 def mixture_of_clips(sample_rate: int, channels: int) -> tuple[Audio, Audio]:
-    """The voice and the music, equally loud and of one length."""
-    folder = Path(str(resources.files("sonorant"))) / "clips"
-    sounds = [
-        read(folder / f"{name}.flac").to(sample_rate, channels).samples
-        for name in ("speech", "music")
-    ]
+    """The voice and the music, each [channels, time], equally loud and of one length."""
+    sounds = [read(clip.path).to(sample_rate, channels).samples for clip in _clips()]
     length = min(sound.shape[-1] for sound in sounds)
     voice, music = (sound[:, :length] * LEVEL / sound.square().mean().sqrt() for sound in sounds)
     return Audio(voice, sample_rate), Audio(music, sample_rate)
+
+
+def _clips() -> list[Clip]:
+    """The voice and the music."""
+    clips = {clip.name: clip for clip in shipped_clips()}
+    return [clips[name] for name in CLIPS]
 
 
 def check_separator(model: Separator) -> None:
@@ -112,7 +111,8 @@ def stems_section(model: Separator, stems: Sequence[Stem]) -> str:
         if stem.sdr is not None:
             notes += f" · SDR {stem.sdr:.1f} dB, {stem.gain:.1f} dB better than the mixture"
         players.append(player(stem.name.replace("_", " ").capitalize(), notes, stem.path, scale))
-    return section(f"A song taken apart by {model.name or 'a separator'}", CREDIT, players)
+    credit = " ".join(clip.credit for clip in _clips())
+    return section(f"A song taken apart by {model.name or 'a separator'}", credit, players)
 
 
 def _decibels(value: float | None) -> str:
