@@ -141,3 +141,19 @@ def test_a_submission_that_writes_nothing_or_never_runs_is_refused(
         run_script(script, environment)
     with pytest.raises(ConfigError, match="there is no script"):
         run_script(tmp_path / "none.py")
+
+
+def test_a_submission_without_setup_runs_and_one_without_prediction_is_told(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MusicDemixingPredictor has no `prediction`"):
+        MusicDemixingPredictor().evaluation()
+
+    class Unfinished(MusicDemixingPredictor):
+        def prediction_setup(self) -> None:
+            raise NotImplementedError("no kernel")
+
+    with pytest.warns(UserWarning, match="no kernel"), pytest.raises(ConfigError):
+        Unfinished().evaluation()
