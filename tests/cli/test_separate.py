@@ -157,7 +157,13 @@ def test_a_model_that_is_no_separator_is_refused(separator: CommandLine) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("song.wav", "--stream"), ("song.wav", "--int24", "--float32")]
+    "arguments",
+    [
+        (),
+        ("song.wav", "--stream"),
+        ("song.wav", "--int24", "--float32"),
+        ("song.wav", "--flac", "--mp3"),
+    ],
 )
 def test_options_that_exclude_each_other(
     separator: CommandLine, arguments: tuple[str, ...]

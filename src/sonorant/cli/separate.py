@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sonorant.separation.stem_files import Encoding
 
 DEFAULT_MODEL = "htdemucs"
+ENDINGS = ("flac", "mp3", "opus", "ogg")
+"""Of stems that are not WAV, each an option."""
 SOUND_SUFFIXES = {
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"),
     *(".m4a", ".mp4", ".aac", ".webm"),  # which are read, or refused by name
@@ -67,10 +69,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="What to do with stems that are too loud.",
         ),
-        click.option("--flac", "ending", flag_value="flac"),
-        click.option("--mp3", "ending", flag_value="mp3"),
-        click.option("--opus", "ending", flag_value="opus"),
-        click.option("--ogg", "ending", flag_value="ogg"),
+        *(click.option(f"--{ending}", is_flag=True) for ending in ENDINGS),
         click.option("--mp3-bitrate", default=320, show_default=True, metavar="KB/S"),
         click.option("--mp3-preset", type=click.IntRange(2, 7), help="2 is best, 7 fastest."),
         click.option("-j", "--jobs", default=1, show_default=True, help="Stems encoded at once."),
@@ -146,8 +145,11 @@ def _encoding(given: dict[str, Any]) -> Encoding:
 
     if given["int24"] and given["float32"]:
         raise click.UsageError("--int24 and --float32 exclude each other")
+    endings = [ending for ending in ENDINGS if given[ending]]
+    if len(endings) > 1:
+        raise click.UsageError(f"--{endings[0]} and --{endings[1]} exclude each other")
     return Encoding(
-        ending=given["ending"] or "wav",
+        ending=endings[0] if endings else "wav",
         samples="int24" if given["int24"] else "float32" if given["float32"] else "int16",
         clip=given["clip_mode"],
         mp3_kbps=given["mp3_bitrate"],
