@@ -166,6 +166,7 @@ def report(name: str, subject: Subject, recipe: Recipe, model: Path) -> None:
 def evaluated(task: Any, batch_size: int) -> dict[str, float]:
     """The means of the task's validation figures."""
     data = task.validation_data()
+    batch_size = min(batch_size, len(data))
     count = min(EVALUATION_BATCHES, len(data) // batch_size)
     totals: dict[str, float] = {}
     for first in range(0, count * batch_size, batch_size):

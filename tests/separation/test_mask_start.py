@@ -91,6 +91,10 @@ def test_networks_without_room_for_masks_are_refused() -> None:
         start_as_masks(transformer_model(norm_from_layer=0))
     with pytest.raises(ConfigError, match="without bands"):
         start_as_masks(transformer_model(band_edges=(0.5,)))
+    with pytest.raises(ConfigError, match="there is one"):
+        start_as_masks(transformer_model(sources=("all",)))
+    with pytest.raises(ConfigError, match="more bins than n_fft 16"):
+        start_as_masks(HDemucs(HDemucsConfig(n_fft=16, depth=2, channels=64, norm_from_layer=2)))
 
 
 def test_recipes_ask_for_masks_by_name() -> None:

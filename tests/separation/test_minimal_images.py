@@ -58,8 +58,16 @@ def test_wide_decoder_layers_use_them_without_gradients() -> None:
 
 @pytest.mark.parametrize(
     "conv",
-    [nn.Conv2d(48, 8, 1), nn.Conv2d(48, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv1d(48, 8, 3)],
-    ids=["1x1", "unpadded", "narrow", "over_time"],
+    [
+        nn.Conv2d(48, 8, 1),
+        nn.Conv2d(48, 8, 3),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Conv1d(48, 8, 3),
+        nn.Conv2d(48, 8, 3, stride=2, padding=1),
+        nn.Conv2d(48, 8, 3, padding=1, groups=2),
+        nn.Conv2d(48, 8, 3, padding=1, bias=False),
+    ],
+    ids=["1x1", "unpadded", "narrow", "over_time", "strided", "grouped", "without_bias"],
 )
 def test_other_layers_do_not(conv: nn.Module) -> None:
     with torch.no_grad():
