@@ -1,11 +1,12 @@
 """Start HDemucs and HTDemucs as masks on the mixture, so that short trainings have a head start.
 
-With random weights the U-Nets first have to discover that sound can pass through them at all. Here the outermost layers begin as wires: the first encoder layer gathers
-the bins of one stride in channels, the skip connection carries them across, and the last decoder
-layer gives every source all of them, each through a gate of its own. The gates are the gated linear
-units of that layer: they see the channels of the whole network, and begin nearly alike, so that
-every source starts as its share of the mixture. What training has to learn is when to open and
-close them. All other channels start at random.
+With random weights the U-Nets first have to discover that sound can pass through them at all. Here
+the outermost layers begin as wires: the first encoder layer gathers the bins of one stride in
+channels, the skip connection carries them across, and the last decoder layer gives every source all
+of them, each through a gate of its own. The gates are the gated linear units of that layer: they
+see the channels of the whole network, and begin nearly alike, so that every source starts as its
+share of the mixture. What training has to learn is when to open and close them. All other channels
+start at random.
 
 A signal passes a GELU unchanged as a pair of channels of opposite sign, for gelu(x) - gelu(-x) = x.
 
