@@ -45,6 +45,43 @@ def test_the_inverse_returns_the_sound(normalized: bool) -> None:
     torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("n_fft", "hop", "window", "length"),
+    [(64, 16, 64, 300), (64, 16, 64, 311), (64, 20, 50, None), (60, 7, 60, 250), (31, 9, 30, 200)],
+)
+def test_the_inverse_of_any_spectrogram_is_torchs(
+    n_fft: int, hop: int, window: int, length: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sonorant.dsp.stft.AT_ONCE", 5000)  # in several groups
+    frames = (length or 300) // hop + 1
+    spectrum = torch.randn(2, 3, n_fft // 2 + 1, frames, dtype=torch.complex128)
+    expected = torch.istft(
+        spectrum.flatten(0, 1),
+        n_fft,
+        hop,
+        win_length=window,
+        window=torch.hann_window(window, dtype=torch.float64),
+        length=length,
+    )
+    actual = istft(spectrum, n_fft, hop, win_length=window, length=length)
+    torch.testing.assert_close(actual, expected.unflatten(0, (2, 3)))
+
+
+def test_gradients_flow_through_the_inverse() -> None:
+    spectrum = torch.randn(9, 5, dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: istft(z, 16, 4), spectrum)
+
+
+def test_samples_that_no_frame_holds_have_no_inverse() -> None:
+    with pytest.raises(ShapeError, match="leave samples out"):
+        istft(torch.zeros(9, 5, dtype=torch.complex64), 16, 20)
+
+
+def test_a_spectrogram_without_frames_has_no_inverse() -> None:
+    with pytest.raises(ShapeError, match="9 in 0"):
+        istft(torch.zeros(9, 0, dtype=torch.complex64), 16, 4)
+
+
 def test_gradients_flow_after_a_call_in_inference_mode() -> None:
     hann_window.cache_clear()
     with torch.inference_mode():

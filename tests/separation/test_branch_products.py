@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from sonorant.separation import branch_products
-from sonorant.separation.branch_products import add_gated, narrow, normalize
+from sonorant.separation.branch_products import (
+    add_gated,
+    gate_in_place,
+    gates_in_place,
+    narrow,
+    normalize,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +64,24 @@ def test_a_constant_row_gives_finite_results():
     x, h = torch.zeros(1, 6, 1, 11), torch.zeros(1, 2, 1, 11)
     add_gated(x, h, widen, norm, torch.ones(6), x)
     assert bool(torch.isfinite(x).all())
+
+
+@pytest.mark.parametrize("piece", [16, 2**18])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_a_gated_mix_of_channels_is_written_over_its_input(monkeypatch, kind, piece):
+    monkeypatch.setattr(branch_products, "PIECE", piece)
+    monkeypatch.setattr(branch_products, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(branch_products, "LARGE", 0)
+    widen = kind(6, 12, 1)
+    x = torch.randn(2, 6, 11) if kind is nn.Conv1d else torch.randn(2, 6, 3, 11)
+    expected = nn.functional.glu(widen(x), dim=1)
+    assert gates_in_place(x, widen)
+    assert gate_in_place(x, widen) is x
+    torch.testing.assert_close(x, expected)
+
+
+def test_small_tensors_and_layers_with_context_are_not_worked_off_in_pieces(monkeypatch):
+    assert not gates_in_place(torch.randn(1, 6, 11), nn.Conv1d(6, 12, 1))
+    monkeypatch.setattr(branch_products, "LARGE", 0)
+    assert not gates_in_place(torch.randn(1, 6, 11), nn.Conv1d(6, 12, 3, padding=1))
+    assert not gates_in_place(torch.randn(1, 11, 6).transpose(1, 2), nn.Conv1d(6, 12, 1))

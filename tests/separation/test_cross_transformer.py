@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from sonorant.errors import ConfigError
+from sonorant.separation import cross_transformer
 from sonorant.separation.cross_transformer import (
     Attention,
     CrossTransformer,
     CrossTransformerConfig,
     TokenGroupNorm,
     TransformerLayer,
+    linear_of_many,
 )
 from sonorant.separation.sparse_attention import SparseConfig
 
@@ -138,3 +140,17 @@ def test_random_shifts_move_the_positions() -> None:
 def test_a_width_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="width 10"):
         CrossTransformer(10, CrossTransformerConfig(heads=2))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_steps_give_what_a_linear_layer_gives(
+    monkeypatch: pytest.MonkeyPatch, bias: bool
+) -> None:
+    monkeypatch.setattr(cross_transformer, "MANY_STEPS", 10)
+    layer = nn.Linear(8, 5, bias=bias)
+    for shape in ((3, 7, 8), (1, 21, 8), (1, 4, 8)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            y = linear_of_many(x, layer.weight, layer.bias)
+            torch.testing.assert_close(y, layer(x))
+            assert y.is_contiguous()

@@ -5,6 +5,7 @@ import torch
 
 from sonorant.errors import ConfigError, ShapeError
 from sonorant.model import SkipInitialization, load
+from sonorant.separation import branch_products, cross_transformer, minimal_images
 from sonorant.separation.cross_transformer import CrossTransformerConfig
 from sonorant.separation.htdemucs import HTDEMUCS, HTDEMUCS_6_SOURCES, HTDemucs, HTDemucsConfig
 
@@ -43,6 +44,23 @@ def test_it_gives_a_sound_per_source(options: dict[str, Any]) -> None:
     model = small(**options)
     with torch.no_grad():
         assert model(torch.randn(2, 2, 2000)).shape == (2, 2, 2, 2000)
+
+
+@pytest.mark.parametrize("in_decoder", [False, True])
+def test_the_forms_for_large_sounds_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, in_decoder: bool
+) -> None:
+    model = small(dconv_in_decoder=in_decoder, bottom_channels=12)
+    mix = torch.randn(2, 2, 2000)
+    given = mix.clone()
+    expected = model(mix).detach()  # with gradients, every layer as it is
+    monkeypatch.setattr(branch_products, "LARGE", 0)
+    monkeypatch.setattr(cross_transformer, "MANY_STEPS", 1)
+    monkeypatch.setattr(minimal_images, "FEWEST_CHANNELS", 1)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(mix), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(mix, given)
 
 
 def test_a_short_sound_is_filled_up_with_silence() -> None:

@@ -10,9 +10,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sonorant.errors import ShapeError
+
+LEAST_WEIGHT = 1e-11  # what the windows over a sample have to sum up to, squared (torch's limit)
+AT_ONCE = 2**22  # numbers of all frames that an inverse holds at once, 16 MB
 
 
 def stft(
@@ -71,29 +75,49 @@ def istft(
     The least-squares inverse of `stft`: exact where the spectrogram came from one. Only centred
     spectrograms have an inverse, because the window is zero at the first sample of a frame.
     length: samples to return; by default hop_length * (frames - 1).
-    Raises: ShapeError if the number of frequencies is not that of n_fft.
+    Raises: ShapeError if the number of frequencies is not that of n_fft, or frames leave gaps.
 
     >>> x = torch.randn(1, 1000)
     >>> torch.allclose(istft(stft(x, 64, 16), 64, 16, length=1000), x, atol=1e-5)
     True
     """
-    if spectrum.shape[-2] != n_fft // 2 + 1:
+    if spectrum.shape[-2] != n_fft // 2 + 1 or not spectrum.shape[-1]:
         raise ShapeError(
-            f"n_fft={n_fft} means {n_fft // 2 + 1} frequencies, "
-            f"but the spectrogram has {spectrum.shape[-2]}"
+            f"n_fft={n_fft} means {n_fft // 2 + 1} frequencies in one or more frames, "
+            f"but the spectrogram has {spectrum.shape[-2]} in {spectrum.shape[-1]}"
         )
     window = _checked_window(spectrum.real, n_fft, win_length)
+    spread = n_fft - len(window)
+    padded = F.pad(window, (spread // 2, spread - spread // 2))
+    items = spectrum.reshape(-1, *spectrum.shape[-2:]).transpose(1, 2)  # [items, frames, bins]
+    frames = items.shape[1]
+    samples = hop_length * (frames - 1) if length is None else length
+    end = min(n_fft // 2 + samples, hop_length * (frames - 1) + n_fft)
+    heard = slice(n_fft // 2, end)
+    weights = _overlap(padded.square().expand(1, frames, -1), hop_length)[:, heard]
+    if weights.numel() and float(weights.min()) < LEAST_WEIGHT:
+        raise ShapeError(
+            f"frames of {len(window)} samples every {hop_length} leave samples out; "
+            "take a smaller hop_length"
+        )
     if normalized:
-        spectrum = spectrum * window.square().sum().sqrt()
-    x = torch.istft(
-        spectrum.reshape(-1, *spectrum.shape[-2:]),
-        n_fft,
-        hop_length,
-        win_length=window.shape[-1],
-        window=window,
-        length=length,
-    )
-    return x.reshape(*spectrum.shape[:-2], x.shape[-1])
+        padded = padded * window.square().sum().sqrt()
+    sounds = []
+    for group in items.split(max(1, AT_ONCE // (frames * n_fft))):
+        windowed = torch.fft.irfft(group, n_fft).mul_(padded)
+        sounds.append(_overlap(windowed, hop_length)[:, heard] / weights)
+    x = F.pad(torch.cat(sounds), (0, samples - weights.shape[-1]))
+    return x.reshape(*spectrum.shape[:-2], samples)
+
+
+def _overlap(frames: Tensor, hop_length: int) -> Tensor:
+    """The sum `[items, time]` of `[items, frames, samples]` that begin every `hop_length`."""
+    items, count, samples = frames.shape
+    hops = -(-samples // hop_length)
+    total = frames.new_zeros(items, count + hops - 1, hop_length)
+    for hop, part in enumerate(frames.split(hop_length, dim=-1)):
+        total[:, hop : hop + count, : part.shape[-1]] += part
+    return total.flatten(1)
 
 
 def _checked_window(x: Tensor, n_fft: int, win_length: int | None) -> Tensor:

@@ -28,6 +28,14 @@ SELF_SCORE = -100.0  # of a step with itself, which local attention leaves out
 FIRST_DECAY = -2.0  # bias of the decays: every head begins with a wide view (published package)
 
 
+def gelu_of(x: Tensor) -> Tensor:
+    """GELU of values that nobody else has a use for: without gradients, written into x."""
+    if torch.is_grad_enabled():
+        return F.gelu(x)
+    result: Tensor = torch.ops.aten.gelu_(x)
+    return result
+
+
 def center_trim(x: Tensor, length: int) -> Tensor:
     """The middle `length` steps of x [..., time]; the odd one too many goes on the right.
 
@@ -270,10 +278,12 @@ class DConv(nn.Module):
 
     Shape: x [batch, channels, time], or [batch, channels, bins, time] where every bin is a sound
     of its own, -> the same.
+    overwrites: x, where no gradients are needed, for callers that have no more use for it.
     """
 
-    def __init__(self, channels: int, config: DConvConfig) -> None:
+    def __init__(self, channels: int, config: DConvConfig, overwrites: bool = False) -> None:
         super().__init__()
+        self.overwrites = overwrites
         self.layers = nn.ModuleList(
             Branch(channels, 2**index if config.depth > 0 else 1, config)
             for index in range(abs(config.depth))
@@ -291,7 +301,7 @@ class DConv(nn.Module):
     def _as_products(self, x: Tensor) -> Tensor:
         """The same several times faster at high rates, see `branch_products`."""
         source = (x if x.dim() == 4 else x[:, :, None]).contiguous()
-        result = torch.empty_like(source)
+        result = source if self.overwrites else torch.empty_like(source)
         for branch in self.layers:
             assert isinstance(branch, Branch)
             branch.add_to(source, result)

@@ -11,16 +11,23 @@ of every row (sound), and so the normalised piece is one product with a few rows
 
     g (W h + b - mean) / std + o = [g W, g b, -g, o] [h / std; 1 / std; mean / std; 1]
 
+The gated mix of the channels behind the branches exists in such pieces only as well.
+
 Shapes: x [batch, channels, rows, time] with contiguous memory, where the rows are sounds of their
 own: the bins of a spectrogram, or a single one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
+from sonorant.nn.conv import uses_matrix_form
+
 PIECE = 2**18  # numbers of a wide piece: 1 MB, half of what a core's cache holds (measured best)
+LARGE = 2**22  # numbers of a wide tensor, 16 MB, from which pieces pay (measured)
 FEWEST_STEPS = 256  # of a piece, so that wide layers still make products worth calling
 
 
@@ -71,16 +78,47 @@ def add_gated(
         h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
     weight[:channels] *= scale[:, None]  # of the gated half; the other one gates
     h, x, out = h.reshape(batch, -1, rows * time), x.flatten(2), out.view(batch, channels, -1)
-    steps = max(FEWEST_STEPS, PIECE // len(weight))
-    wide = x.new_empty(len(weight), min(steps, rows * time))
     for row in range(batch):
-        for start in range(0, rows * time, steps):
-            piece = slice(start, start + steps)
-            target = out[row, :, piece]
-            y = wide[:, : target.shape[1]]
-            torch.mm(weight, h[row, :, piece], out=y)
-            gate = y[channels:].sigmoid_()
-            torch.addcmul(x[row, :, piece], y[:channels], gate, out=target)
+        for piece, wide in _pieces(weight, rows * time):
+            torch.mm(weight, h[row, :, piece], out=wide)
+            gate = wide[channels:].sigmoid_()
+            torch.addcmul(x[row, :, piece], wide[:channels], gate, out=out[row, :, piece])
+
+
+def gates_in_place(x: Tensor, widen: nn.Module) -> bool:
+    """Whether `gate_in_place` can stand in for the layer and its gate, and is faster."""
+    return (
+        isinstance(widen, nn.Conv1d | nn.Conv2d)
+        and set(widen.kernel_size) == set(widen.stride) == {1}
+        and widen.groups == 1
+        and widen.bias is not None
+        and widen.out_channels == 2 * widen.in_channels
+        and x.dtype == widen.weight.dtype == torch.float32
+        and x.is_contiguous()
+        and 2 * x.numel() >= LARGE
+        and uses_matrix_form(x)
+    )
+
+
+def gate_in_place(x: Tensor, widen: nn.Conv1d | nn.Conv2d) -> Tensor:
+    """GLU(widen(x)) of a layer of one tap, from C to 2 C channels, written into x."""
+    channels = x.shape[1]
+    weight, bias = widen.weight.flatten(1), widen.bias
+    assert bias is not None
+    for row in x.flatten(2):
+        for piece, wide in _pieces(weight, row.shape[1]):
+            torch.addmm(bias[:, None], weight, row[:, piece], out=wide)
+            torch.mul(wide[:channels], wide[channels:].sigmoid_(), out=row[:, piece])
+    return x
+
+
+def _pieces(weight: Tensor, steps: int) -> Iterator[tuple[slice, Tensor]]:
+    """Pieces of that many steps, and memory for the product of each with the weight."""
+    most = max(FEWEST_STEPS, PIECE // len(weight))
+    memory = weight.new_empty(len(weight), min(most, steps))
+    for start in range(0, steps, most):
+        piece = slice(start, min(start + most, steps))
+        yield piece, memory[:, : piece.stop - start]
 
 
 def _normalizing(

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from sonorant.errors import ConfigError
 from sonorant.nn.attention import OfflineSteps
+from sonorant.nn.conv import uses_matrix_form
 from sonorant.nn.norm import residual_sum
 from sonorant.nn.positions import sinusoidal
-from sonorant.separation.blocks import ScaledEmbedding, sinusoidal_grid
+from sonorant.separation.blocks import ScaledEmbedding, gelu_of, sinusoidal_grid
 from sonorant.separation.sparse_attention import SparseConfig
 
 LAYER_SCALE = 1e-4  # of the residual branches, at first (arXiv 2211.08553, section 4.2)
 LEARNED_SPREAD = 0.2  # deviation of learned positions, at first, before they are boosted
 LEARNED_BOOST = 3.0
+MANY_STEPS = 1024  # fewer are as quick in a matrix product (measured)
 
 PositionName = Literal["sin", "cape", "scaled"]
 
@@ -134,7 +136,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, config: CrossTransformerConfig, crosses: bool) -> None:
         super().__init__()
         self.crosses, self.norm_first = crosses, config.norm_first
-        self.activation: Callable[[Tensor], Tensor] = F.gelu if config.gelu else F.relu
+        self.activation: Callable[[Tensor], Tensor] = gelu_of if config.gelu else F.relu
         sparse = config.sparse
         is_sparse = sparse.in_cross_attention if crosses else sparse.in_self_attention
         attention = (
@@ -178,9 +180,8 @@ class TransformerLayer(nn.Module):
         return result
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(self.linear1(x)))
-        result: Tensor = self.dropout(self.linear2(hidden))
-        return result
+        hidden = self.dropout(self.activation(_product(self.linear1, x)))
+        return self.dropout(_product(self.linear2, hidden))
 
 
 class Attention(nn.Module):
@@ -201,13 +202,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if memory is x:
-            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
+            q, k, v = linear_of_many(x, weight, bias).chunk(3, dim=-1)
         else:
             width = x.shape[-1]
-            q = F.linear(x, weight[:width], bias[:width])
-            k, v = F.linear(memory, weight[width:], bias[width:]).chunk(2, dim=-1)
-        result: Tensor = self.out_proj(attend(q, k, v, self.heads, self._dropout()))
-        return result
+            q = linear_of_many(x, weight[:width], bias[:width])
+            k, v = linear_of_many(memory, weight[width:], bias[width:]).chunk(2, dim=-1)
+        return _product(self.out_proj, attend(q, k, v, self.heads, self._dropout()))
 
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0
@@ -229,6 +229,28 @@ class SparseAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         result: Tensor = self.proj(attend(q, k, v, self.heads, dropout, self.sparse))
         return result
+
+
+def linear_of_many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer over many steps, quicker on several processor cores where no gradient is due.
+
+    PyTorch's convolutions share their products out to the cores better than its matrix products do
+    (up to 1.3 times the speed on two cores), and x is an image of one row with its channels last.
+    Shape: x [batch, steps, in] -> [batch, steps, out].
+    """
+    steps = x.shape[:-1].numel()
+    if steps < MANY_STEPS or x.dtype != torch.float32 or not uses_matrix_form(x):
+        return F.linear(x, weight, bias)
+    image = x.transpose(1, 2).unsqueeze(2)
+    return F.conv2d(image, weight[..., None, None], bias).squeeze(2).transpose(1, 2)
+
+
+def _product(layer: nn.Module, x: Tensor) -> Tensor:
+    """The linear layer, or what has been put in its place, of x."""
+    if type(layer) is nn.Linear:
+        return linear_of_many(x, layer.weight, layer.bias)
+    result: Tensor = layer(x)
+    return result
 
 
 def attend(

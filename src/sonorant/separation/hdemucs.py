@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -181,8 +181,9 @@ class HybridModel(Separator):
         x, level = normalized(maps)
         xt, sound_level = normalized(mix)
         x, xt = self._unet(x, xt)
-        maps = x.unflatten(1, (len(self.sources), -1)) * level.std[:, None] + level.mean[:, None]
-        stems = self.spectrogram.inverse(self._spectra(spectrum, maps), mix.shape[-1])
+        # One source after the other, so that all that is needed on the way stays small.
+        spectra = self._spectra(spectrum, x.chunk(len(self.sources), dim=1), level)
+        stems = torch.stack([self.spectrogram.inverse(z, mix.shape[-1]) for z in spectra], dim=1)
         if not self.tencoder:
             return stems
         sounds = xt.unflatten(1, (len(self.sources), -1))
@@ -208,7 +209,7 @@ class HybridModel(Separator):
                     time_skips.append(xt)
             x = encode(x, inject)
             if index == 0 and self.config.embedding_weight:
-                x = x + self.config.embedding_weight * self.freq_emb.weight.t()[:, :, None]
+                x += self.config.embedding_weight * self.freq_emb.weight.t()[:, :, None]
             skips.append(x)
         x, xt = self.meet(x, xt)
         for decode, time_decode in self._decoders():
@@ -229,19 +230,23 @@ class HybridModel(Separator):
             assert time_decode is None or isinstance(time_decode, DecoderLayer)
             yield decode, time_decode
 
-    def _spectra(self, mix: Tensor, maps: Tensor) -> Tensor:
-        """Complex spectrograms [batch, sources, channels, bins, frames] of the decoder's maps.
+    def _spectra(self, mix: Tensor, maps: Sequence[Tensor], level: Level) -> Iterator[Tensor]:
+        """Complex spectrograms [batch, channels, bins, frames] of each source's decoder maps.
 
-        mix: the mixture's, [batch, channels, bins, frames].
+        mix: the mixture's. level: of what the encoder got, which the maps get back.
         """
         config = self.config
-        if config.complex_as_channels:
-            return torch.complex(maps[:, :, 0::2], maps[:, :, 1::2])
+        restored = (torch.addcmul(level.mean, each, level.std) for each in maps)
         training = config.training_wiener_iterations
         iterations = training if self.training else config.wiener_iterations
-        if iterations < 0:
-            return (mix / (MASK_FLOOR + mix.abs()))[:, None] * maps
-        return wiener_in_blocks(maps, mix, iterations, config.wiener_residual)
+        if config.complex_as_channels:
+            yield from (torch.complex(each[:, 0::2], each[:, 1::2]) for each in restored)
+        elif iterations < 0:
+            phase = mix / (MASK_FLOOR + mix.abs())
+            yield from (phase * each for each in restored)
+        else:
+            together = torch.stack(list(restored), dim=1)
+            yield from wiener_in_blocks(together, mix, iterations, config.wiener_residual).unbind(1)
 
 
 class HDemucs(HybridModel):

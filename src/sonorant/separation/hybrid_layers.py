@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonorant.separation import minimal_images
-from sonorant.separation.blocks import DConv, DConvConfig
+from sonorant.separation import bin_products, branch_products, minimal_images
+from sonorant.separation.blocks import DConv, DConvConfig, gelu_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EncoderLayer(nn.Module):
                 out_channels, 2 * out_channels, 1 + 2 * context, padding=context
             )
             self.norm2 = plan.norm(2 * out_channels)
-        self.dconv = None if dconv is None else DConv(out_channels, dconv)
+        self.dconv = None if dconv is None else DConv(out_channels, dconv, overwrites=True)
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
         """inject: what the other branch adds behind the strided convolution, [batch, out, time]."""
@@ -96,12 +96,18 @@ class EncoderLayer(nn.Module):
             return y
         if inject is not None:
             y = y + (inject[:, :, None] if y.dim() == 4 else inject)
-        y = F.gelu(self.norm1(y))
+        y = gelu_of(self.norm1(y))
         if self.dconv is not None:
             y = self.dconv(y)
         if self.rewrite is not None:
-            y = F.glu(self.norm2(self.rewrite(y)), dim=1)
+            y = self._gated(y, self.rewrite)
         return y
+
+    def _gated(self, y: Tensor, rewrite: nn.Module) -> Tensor:
+        if isinstance(self.norm2, nn.Identity) and branch_products.gates_in_place(y, rewrite):
+            assert isinstance(rewrite, nn.Conv1d | nn.Conv2d)
+            return branch_products.gate_in_place(y, rewrite)
+        return F.glu(self.norm2(rewrite(y)), dim=1)
 
 
 class DecoderLayer(nn.Module):
@@ -141,13 +147,17 @@ class DecoderLayer(nn.Module):
         if plan.rewrite:
             self.rewrite = _rewrite(in_channels, plan.over_bins, context, sees_bins)
             self.norm1 = plan.norm(2 * in_channels)
-        self.dconv = None if dconv is None else DConv(in_channels, dconv)
+        self.dconv = (
+            None
+            if dconv is None
+            else DConv(in_channels, dconv, overwrites=self.rewrite is not None)
+        )
 
     def forward(self, x: Tensor, skip: Tensor | None, length: int | None) -> tuple[Tensor, Tensor]:
         """length: of what a layer over time gives, that of the encoder layer's input."""
         y = self.mix(x, skip)
         z = self.trimmed(self.widen(y), length)
-        return z if self.outermost else F.gelu(z), y
+        return z if self.outermost else gelu_of(z), y
 
     def mix(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """All that comes before the transposed convolution."""
@@ -169,7 +179,12 @@ class DecoderLayer(nn.Module):
 
     def widen(self, y: Tensor) -> Tensor:
         """The transposed convolution, with its edges, and the norm."""
-        result: Tensor = self.norm2(self.conv_tr(y))
+        if bin_products.fits(y, self.conv_tr):
+            assert isinstance(self.conv_tr, nn.ConvTranspose2d)
+            z = bin_products.transpose(y, self.conv_tr)
+        else:
+            z = self.conv_tr(y)
+        result: Tensor = self.norm2(z)
         return result
 
     def trimmed(self, z: Tensor, length: int | None) -> Tensor:
@@ -257,4 +272,4 @@ class BandedDecoder(nn.Module):
             whole = z
         edge = self.plan.kernel_size // 4
         whole = whole[:, :, edge:-edge]
-        return whole if self.outermost else F.gelu(whole), None
+        return whole if self.outermost else gelu_of(whole), None

@@ -36,7 +36,7 @@ def waveform(z: Tensor, hop_samples: int, length: int, padding: int = 0) -> Tens
     """The inverse of `spectrogram`: sound [..., length]."""
     size = 2 * (z.shape[-2] - 1)
     n_fft = size // (1 + padding)
-    return istft(z * math.sqrt(size), size, hop_samples, win_length=n_fft, length=length)
+    return istft(z, size, hop_samples, win_length=n_fft, length=length) * math.sqrt(size)
 
 
 class PlainSpectrogram:
@@ -54,7 +54,14 @@ class PlainSpectrogram:
 
     def inverse(self, z: Tensor, length: int) -> Tensor:
         """Sound [..., channels, length]; the highest bin is silent."""
-        return waveform(F.pad(z, (0, 0, 0, 1)), self.hop_samples, length)
+        return self._sound(z, 0, length)
+
+    def _sound(self, z: Tensor, edges: int, length: int) -> Tensor:
+        """The sound of z between so many silent frames on either side."""
+        *items, bins, frames = z.shape
+        whole = z.new_zeros(*items, frames + 2 * edges, bins + 1)  # as the inverse FFT takes it
+        whole[..., edges : edges + frames, :-1] = z.transpose(-1, -2)
+        return waveform(whole.transpose(-1, -2), self.hop_samples, length)
 
 
 class FramePerHop(PlainSpectrogram):
@@ -77,7 +84,7 @@ class FramePerHop(PlainSpectrogram):
 
     def inverse(self, z: Tensor, length: int) -> Tensor:
         padded = math.ceil(length / self.hop_samples) * self.hop_samples + 2 * self.margin
-        x = super().inverse(F.pad(z, (EDGE_FRAMES, EDGE_FRAMES)), padded)
+        x = self._sound(z, EDGE_FRAMES, padded)
         return x[..., self.margin : self.margin + length]
 
     @staticmethod
@@ -92,8 +99,7 @@ class ShiftedFramePerHop(FramePerHop):
 
     def inverse(self, z: Tensor, length: int) -> Tensor:
         padded = math.ceil(length / self.hop_samples) * self.hop_samples
-        x = PlainSpectrogram.inverse(self, F.pad(z, (EDGE_FRAMES, EDGE_FRAMES)), padded)
-        return x[..., :length]
+        return self._sound(z, EDGE_FRAMES, padded)[..., :length]
 
     @staticmethod
     def pad(x: Tensor, left: int, right: int) -> Tensor:
