@@ -63,13 +63,13 @@ def test_frames_are_full_ones_and_the_rest_is_left_out() -> None:
     assert scores.sdr.shape == (3, 3)
 
 
-@pytest.mark.parametrize("samples", [4000, 4700])
+@pytest.mark.parametrize("samples", [4000, 4001, 4002, 4062, 4063, 4064, 4700])
 def test_frames_that_follow_each_other_make_the_track_s_filters(samples: int) -> None:
     references, estimates = sounds(time=samples)
     following = bss_eval(references, estimates, BssEvalConfig(1000, 1000, taps=64))
     overlapping = bss_eval(references, estimates, BssEvalConfig(1000, 500, taps=64))
     for score in SCORES:
-        every_other = getattr(overlapping, score)[:, ::2]
+        every_other = getattr(overlapping, score)[:, : 2 * 4 : 2]
         assert torch.allclose(getattr(following, score), every_other, rtol=1e-9), score
 
 

@@ -18,6 +18,9 @@ BLOCK_TAPS = 8
 BLOCKS_AT_ONCE = 16
 """Bounds the memory at a few tens of MB, and stays in the processor's cache."""
 
+FREQUENCIES_AT_ONCE = 256
+"""Of products, whose rearranged factors then stay in the cache."""
+
 
 def block_samples(taps: int) -> int:
     """Length of the transforms: a power of two, for speed."""
@@ -45,6 +48,7 @@ class Signals:
     def rows(self, span: slice, padded: int) -> Tensor:
         """Samples of a span in float64, with zeros after them: `[rows, padded]`."""
         rows = self.sources.new_zeros(2 * self.references, padded, dtype=torch.float64)
+        assert 0 <= span.start <= span.stop <= self.samples
         parts = rows[:, : span.stop - span.start].chunk(2)
         for part, signals in zip(parts, (self.sources, self.estimates), strict=True):
             part.copy_(signals[..., span].flatten(0, 1))
@@ -63,7 +67,7 @@ class Signals:
         """
         size = block_samples(taps)
         step = size - taps + 1
-        total = torch.zeros((), dtype=torch.complex128, device=self.sources.device)
+        total: Tensor | None = None
         for first in range(span.start, span.stop, BLOCKS_AT_ONCE * step):
             blocks = min(BLOCKS_AT_ONCE, -(-(span.stop - first) // step))
             length = blocks * step + taps - 1
@@ -71,25 +75,41 @@ class Signals:
                 -1, size, step
             )
             delayed = torch.fft.rfft(under[: self.references, :, :step], n=size)
-            total = total + _products(delayed, torch.fft.rfft(under))
-        return torch.fft.irfft(total, n=size, dim=0)[:taps]
+            products = _products(delayed, torch.fft.rfft(under))
+            total = products if total is None else total.add_(products)
+        assert total is not None, "a span without samples"
+        return _lags(total, taps)
 
     def correlate_across(self, edges: Sequence[int], taps: int) -> Tensor:
         """As `correlate`, of references before each edge with rows after it, summed over edges.
 
-        Edges must lie taps - 1 samples apart and from the ends, or further.
+        Edges must lie taps - 1 samples apart and from the start, or further.
         """
         reach = taps - 1
         size = block_samples(taps) // BLOCK_TAPS * 2
         before = torch.stack([self.rows(slice(edge - reach, edge), reach) for edge in edges], 1)
-        after = torch.stack([self.rows(slice(edge, edge + reach), reach) for edge in edges], 1)
+        spans = [slice(edge, min(edge + reach, self.samples)) for edge in edges]
+        after = torch.stack([self.rows(span, reach) for span in spans], 1)
         delayed = torch.fft.rfft(before[: self.references], n=size)
         rows = torch.fft.rfft(functional.pad(after, (reach, 0)), n=size)
-        return torch.fft.irfft(_products(delayed, rows), n=size, dim=0)[:taps]
+        return _lags(_products(delayed, rows), taps)
 
 
 def _products(delayed: Tensor, rows: Tensor) -> Tensor:
     """Spectra `[references, blocks, frequencies]` and `[rows, ...]`, one conjugate times the other,
     summed over blocks: `[frequencies, references, rows]`."""
-    left = delayed.permute(2, 0, 1).contiguous().conj_physical_()
-    return torch.bmm(left, rows.permute(2, 1, 0).contiguous())
+    frequencies = rows.shape[-1]
+    products = rows.new_empty(frequencies, len(delayed), len(rows))
+    for first in range(0, frequencies, FREQUENCIES_AT_ONCE):
+        some = slice(first, first + FREQUENCIES_AT_ONCE)
+        left = delayed[..., some].permute(2, 0, 1).contiguous().conj_physical_()
+        right = rows[..., some].permute(2, 1, 0).contiguous()
+        torch.bmm(left, right, out=products[some])
+    return products
+
+
+def _lags(spectra: Tensor, taps: int) -> Tensor:
+    """`[taps, references, rows]`: the first lags of `[frequencies, references, rows]`."""
+    by_pair = spectra.flatten(1).t().contiguous()  # as the transform takes it, or it copies itself
+    lags = torch.fft.irfft(by_pair)[:, :taps]
+    return lags.t().unflatten(1, spectra.shape[1:])

@@ -6,6 +6,7 @@ Source: Vincent et al., Signal Processing 92(8), 2012, section 4.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,16 +46,18 @@ class DistortionFilters:
         channels = references // sources
         among, targets = correlations.clone().tensor_split([references], dim=-1)
         among[0] += RIDGE * torch.eye(references, dtype=among.dtype, device=among.device)
-        solved = block_toeplitz.solve(among[None], targets[None])[0]
-        everything = solved.permute(2, 1, 0).unflatten(0, (sources, channels))
         rows = [slice(source * channels, (source + 1) * channels) for source in range(sources)]
         wanted = [
             torch.cat([targets[:, rows[source], rows[k]] for j, k in pairs if j == source], -1)
             for source in range(sources)
         ]
-        alone = block_toeplitz.solve(
-            torch.stack([among[:, here, here] for here in rows]), torch.stack(wanted)
-        )
+        each = torch.stack([among[:, here, here] for here in rows])
+        # Both solutions are chains of small products, which one core works off as quickly as two.
+        with ThreadPoolExecutor(1) as beside:
+            later = beside.submit(block_toeplitz.solve, each, torch.stack(wanted))
+            solved = block_toeplitz.solve(among[None], targets[None])[0]
+            alone = later.result()
+        everything = solved.permute(2, 1, 0).unflatten(0, (sources, channels))
         by_pair = alone.unflatten(-1, (-1, channels)).permute(0, 3, 4, 2, 1).flatten(0, 1)
         own = by_pair.new_zeros(len(pairs), channels, references, taps)
         for index, (source, _) in enumerate(pairs):

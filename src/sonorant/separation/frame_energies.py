@@ -31,7 +31,7 @@ class Combinations:
 
         correlations: `[frames, taps, references, rows]`; squares: `[frames, rows]`, energies.
         """
-        weights = torch.stack([self._weights(each) for each in range(len(self.filters))])
+        weights = self._weights()
         energies = correlations.flatten(1) @ weights.flatten(1).T
         norms = squares.sqrt()
         delayed = norms[:, : self.filters.shape[2]]
@@ -39,17 +39,19 @@ class Combinations:
         own = squares[:, self.estimates.clamp(min=0)] * (self.estimates >= 0)
         return energies + own.sum(dim=-1), sizes + own.sum(dim=-1)
 
-    def _weights(self, which: int) -> Tensor:
-        """What one combination's energy takes of correlations: `[taps, references, rows]`."""
-        filters = self.filters[which]
-        channels, references, taps = filters.shape
-        spectra = torch.fft.rfft(filters, n=2 * taps)
-        products = torch.einsum("cif,cjf->ijf", spectra, spectra.conj())
-        weights = filters.new_zeros(taps, references, 2 * references)
-        weights[:, :, :references] = torch.fft.irfft(products, n=2 * taps)[..., :taps].movedim(2, 0)
-        weights[1:] *= 2  # both directions of a delay
+    def _weights(self) -> Tensor:
+        """What the energies take of correlations: `[combinations, taps, references, rows]`."""
+        count, channels, references, taps = self.filters.shape
+        weights = self.filters.new_zeros(count, taps, references, 2 * references)
+        spectra = torch.fft.rfft(self.filters, n=2 * taps)
+        for each, target in zip(spectra, weights, strict=True):
+            by_frequency = each.permute(2, 1, 0)
+            products = by_frequency @ by_frequency.mH  # [frequencies, references, references]
+            lags = torch.fft.irfft(products.permute(1, 2, 0), n=2 * taps)[..., :taps]
+            target[..., :references] = lags.movedim(2, 0)
+        weights[:, 1:] *= 2  # both directions of a delay
         for channel in range(channels):
-            row = int(self.estimates[which, channel])
-            if row >= 0:
-                weights[:, :, row] += 2 * filters[channel].T
+            for which, row in enumerate(self.estimates[:, channel].tolist()):
+                if row >= 0:
+                    weights[which, :, :, row] += 2 * self.filters[which, channel].T
         return weights
