@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sonorant.errors import ConfigError, ShapeError
+from sonorant.errors import AudioError, ConfigError, ShapeError
 from sonorant.separation.apply import apply, delay_samples, separate_pieces
 from sonorant.separation.settings import Settings
 from tests.separation.toys import Gains, Ramps, ToyConfig
@@ -197,3 +197,12 @@ def test_segments_longer_than_the_network_takes_are_refused() -> None:
 def test_mixtures_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="takes"):
         apply(Gains(), torch.zeros(shape))
+
+
+def test_stems_that_are_not_finite_are_refused() -> None:
+    model = Gains()
+    with torch.no_grad():
+        model.gains[1] = torch.nan
+    assert apply(model, mixture(200), stems=["source0"]).isfinite().all()
+    with pytest.raises(AudioError, match="not finite"):
+        apply(model, mixture(200))

@@ -155,8 +155,9 @@ def test_wrong_shapes_and_windows_are_refused() -> None:
         bss_eval(references, estimates[..., 1:])
     with pytest.raises(ShapeError, match="sources, channels, time"):
         bss_eval(references[0], estimates[0])
-    with pytest.raises(ConfigError, match="at least 1"):
-        bss_eval(references, estimates, BssEvalConfig(taps=0))
+    for wrong in (BssEvalConfig(taps=0), BssEvalConfig(0, 0), BssEvalConfig(1000, -1)):
+        with pytest.raises(ConfigError, match="a sample or more"):
+            bss_eval(references, estimates, wrong)
     with pytest.raises(ConfigError, match="both a window and a hop"):
         bss_eval(references, estimates, BssEvalConfig(1000))
 

@@ -109,3 +109,8 @@ def test_it_is_the_same_after_saving(tmp_path: Any) -> None:
     mix = torch.randn(1, 2, 2000)
     with torch.no_grad():
         assert torch.equal(again(mix), model(mix))
+
+
+def test_branches_without_a_channel_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"smaller dconv\.compress"):
+        small(channels=4)

@@ -236,6 +236,12 @@ class Attack:
         ({"state": {"encoder": 3}}, "does not hold tensors"),
         ({"state": {}}, "does not hold the tensors"),
         ({"kwargs": {"segment": Fraction(1, 10**20)}}, "not a readable|fraction"),
+        ({"args": 5}, "makes none"),
+        ({"kwargs": {"segment": "long"}}, "makes none"),
+        ({"kwargs": {"samplerate": "x"}}, "Expected|makes none"),
+        ({"kwargs": {"dconv_mode": "x"}}, "makes none"),
+        ({"state": {1: torch.zeros(1)}}, "does not hold tensors by name"),
+        ({"state": {"a": torch.zeros(1, device="meta")}}, "does not hold tensors by name"),
     ],
 )
 def test_packages_of_another_kind_are_refused(
@@ -243,6 +249,34 @@ def test_packages_of_another_kind_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(package(tmp_path / "abcd0123.th", **changed))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"args": "3", "kwargs": "{}"},
+        {"args": "null", "kwargs": "{}"},
+        {"args": "[]", "kwargs": "[]"},
+        {"args": "[]", "kwargs": "[" * 10**5},
+        {"args": "[]", "kwargs": '{"segment": {"_type": "fraction", "numerator": 1}}'},
+        {
+            "args": "[]",
+            "kwargs": '{"segment": {"_type": "fraction", "numerator": 1, "denominator": 0}}',
+        },
+    ],
+)
+def test_hub_packages_of_another_kind_are_refused(tmp_path: Path, said: dict[str, str]) -> None:
+    path = tmp_path / "abcd.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"klass": "demucs.demucs.Demucs", **said})
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+def test_a_hub_package_may_lie_beside_any_config(tmp_path: Path) -> None:
+    hub = next(PACKAGES.glob("aaaa0003*.safetensors"))
+    shutil.copy(hub, tmp_path / "abcd.safetensors")
+    (tmp_path / "config.json").write_text('{"of": "something else"}')
+    assert load(tmp_path / "abcd.safetensors").system == load(hub).system
 
 
 def test_packages_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
@@ -270,6 +304,36 @@ def test_digests_in_names_are_checked(tmp_path: Path) -> None:
     assert load_separator("good", tmp_path).name == "good"
     with pytest.raises(CheckpointError, match="not the one in its name"):
         load_separator("bad", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my-model", "v1.2", "a+b-c.d"])
+def test_signatures_may_have_dashes_and_dots(tmp_path: Path, name: str) -> None:
+    path = package(tmp_path / "made.th")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.rename(tmp_path / f"{name}-{digest[:8]}.th")
+    shutil.copy(tmp_path / f"{name}-{digest[:8]}.th", tmp_path / "other.th")
+    assert isinstance(load_separator(name, tmp_path), DemucsV3)
+    (tmp_path / "bag.yaml").write_text(f"models: ['{name}', other]")
+    assert isinstance(load_separator("bag", tmp_path), Bag)
+    with pytest.raises(CheckpointError, match="no package of the signature"):
+        load_separator(name[:2], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("weights: [[1, 1, 1]]\nsegment: 0", "cannot be"),
+        ("segment: .inf", "cannot be"),
+        ("weights: [[.nan, 1, 1, 1]]", "finite"),
+        ("weights: [[1, 1, 1, -1]]", "not negative"),
+        ("weights: [[.inf, 1, 1, 1]]", "finite"),
+    ],
+)
+def test_bags_of_one_model_are_checked_like_others(tmp_path: Path, rest: str, message: str) -> None:
+    package(tmp_path / "abcd.th")
+    (tmp_path / "bag.yaml").write_text(f"models: [abcd]\n{rest}")
+    with pytest.raises(CheckpointError, match=message):
+        load_separator("bag", tmp_path)
 
 
 def test_what_a_folder_does_not_have_is_said(tmp_path: Path) -> None:

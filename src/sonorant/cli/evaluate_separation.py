@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--window", default=1.0, show_default=True, type=float, help="Of frames, seconds.")
 @click.option("--hop", type=float, help="Between frames; by default the window.")
 @click.option("--v3", is_flag=True, help="BSSEval 3: filters for every frame. Slow.")
-@click.option("--accompaniment", is_flag=True, help="All but the vocals as one source, too.")
+@click.option("--accompaniment", is_flag=True, help="All stems but the vocals, summed up, as well.")
 @json_option
 @picture_option
 def separation(
@@ -71,8 +72,9 @@ def separation(
     from sonorant.errors import ConfigError
     from sonorant.separation.evaluation import Plan
 
-    if min(window, hop or window) <= 0:
-        raise ConfigError("--window and --hop must be above 0 seconds")
+    hop = window if hop is None else hop
+    if not (0 < window < math.inf and 0 < hop < math.inf):
+        raise ConfigError("--window and --hop must be above 0 seconds, and finite")
     check_targets(json_path, picture)
     if picture is not None:
         from sonorant.reports import check_picture_path
@@ -82,7 +84,7 @@ def separation(
     plan = Plan(
         bss=not no_bss,
         window_seconds=window,
-        hop_seconds=hop or window,
+        hop_seconds=hop,
         framewise_filters=v3,
         accompaniment=accompaniment,
     )

@@ -117,8 +117,12 @@ def _open_file(path: Path) -> Checkpoint:
     for entry in entries:
         if [path.name] == [*entry.paths, *(remote.name for remote in entry.files)]:
             return _read_entry(entry, [path])
-    if path.suffix in WEIGHTS_SUFFIXES and path.with_name(CONFIG_FILE).is_file():
-        return _read_described(path.with_name(CONFIG_FILE), path)
+    if path.suffix in WEIGHTS_SUFFIXES:
+        said_itself = _read_ending(path)
+        if said_itself is not None:
+            return said_itself
+        if path.with_name(CONFIG_FILE).is_file():
+            return _read_described(path.with_name(CONFIG_FILE), path)
     if path.suffix in WEIGHTS_SUFFIXES and CONFIG_KEY in (said := read_metadata(path)):
         return _read_weights(_saved_config(said[CONFIG_KEY].encode(), path), path, path)
     with path.open("rb") as file:
@@ -126,16 +130,24 @@ def _open_file(path: Path) -> Checkpoint:
     for entry in entries:
         if len(entry.files) == 1 and digest.startswith(entry.files[0].sha256):
             return _read_entry(entry, [path])
-    for layout in known().layouts.values():
-        if layout.suffix is not None and path.name.lower().endswith(layout.suffix):
-            found = resolve(str(layout.reader))([path])
-            if found is not None:
-                return Checkpoint(found[0], None, found[1], found[2], str(path))
+    said_itself = _read_ending(path)
+    if said_itself is not None:
+        return said_itself
     raise CheckpointError(
         f"{path} does not say which model it is of; put a {CONFIG_FILE} beside it, or name the "
         "published model whose layout and size it has, once and for all in Python: "
         "sonorant.load(path, like='encodec_24khz').save_pretrained(folder)"
     )
+
+
+def _read_ending(path: Path) -> Checkpoint | None:
+    """Read a file of a layout that its name's ending tells, if it says itself what it is."""
+    for layout in known().layouts.values():
+        if layout.suffix is not None and path.name.lower().endswith(layout.suffix):
+            found = resolve(str(layout.reader))([path])
+            if found is not None:
+                return Checkpoint(found[0], None, found[1], found[2], str(path))
+    return None
 
 
 def _read_like(entry: ModelEntry, path: Path) -> Checkpoint:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sonorant.dsp.overlap_add import OverlapAdder, triangular_weights
-from sonorant.errors import ConfigError, ShapeError
+from sonorant.errors import AudioError, ConfigError, ShapeError
 from sonorant.separation.settings import DEFAULTS, Progress, Settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def apply(
     mix: at the model's rate and channels. stems: some of `model.sources`; None for all. Networks
     that contribute to none of them are not run.
     Raises: ConfigError for settings the model cannot have, unknown stems; ShapeError for a mixture
-    of another shape.
+    of another shape; AudioError if what the model gives is not finite.
     """
     if mix.dim() != 3 or mix.shape[1] != model.audio_channels or not mix.shape[-1]:
         raise ShapeError(
@@ -74,7 +74,7 @@ def separate_pieces(
     sample is final once the sound has come `delay_samples` further.
     first: the sample of the sound with which the stems begin, to go on where one has stopped.
     Memory does not grow with the sound, unless settings say not to split it.
-    Raises: as `apply`.
+    Raises: as `apply`; AudioError if what the model gives is not finite.
     """
     names = stem_names(model, stems)
     mixture = _Mixture(pieces)
@@ -92,7 +92,13 @@ def separate_pieces(
         mixture.forget(min((each.earliest for each in running), default=0))
         ready = min(each.ready for each in passes)
         if ready:
-            yield torch.stack([each.take(ready) for each in passes]).sum(dim=0)
+            separated = torch.stack([each.take(ready) for each in passes]).sum(dim=0)
+            if not bool(separated.isfinite().all()):
+                raise AudioError(
+                    f"{model.name or 'the model'} gives stems that are not finite; its weights are "
+                    "damaged, or the sound is louder than numbers go"
+                )
+            yield separated
 
 
 def delay_samples(model: Separator, settings: Settings = DEFAULTS) -> int:

@@ -6,6 +6,7 @@ network has a weight for every source; 0 where it has nothing to say about it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -43,8 +44,8 @@ class BagConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if len({len(row) for row in self.weights}) != 1:
             raise ConfigError("the rows of weights of a bag differ in length")
         columns = list(zip(*self.weights, strict=True))
-        if any(weight < 0 for column in columns for weight in column):
-            raise ConfigError("the weights of a bag must not be negative")
+        if not all(0 <= weight < math.inf for column in columns for weight in column):
+            raise ConfigError("the weights of a bag must be finite and not negative")
         if not all(sum(column) > 0 for column in columns):
             raise ConfigError("in a bag every source needs a network with a weight above 0")
 

@@ -314,6 +314,11 @@ class Branch(nn.Sequential):
 
     def __init__(self, channels: int, dilation: int, config: DConvConfig) -> None:
         hidden, kernel = int(channels / config.compress), config.kernel_size
+        if not hidden:
+            raise ConfigError(
+                f"residual branches that are {config.compress:g} times narrower than {channels} "
+                "channels have none; choose a smaller dconv.compress, or more channels"
+            )
         padding = dilation * (kernel // 2)
         layers: list[nn.Module] = [
             nn.Conv1d(channels, hidden, kernel, dilation=dilation, padding=padding),

@@ -121,8 +121,9 @@ def _check(references: Tensor, estimates: Tensor, config: BssEvalConfig) -> None
             f"estimates have the shape {list(estimates.shape)} and references "
             f"{list(references.shape)}; cut or pad the estimates to the references"
         )
-    if config.taps < 1 or min(config.window_samples or 1, config.hop_samples or 1) < 1:
-        raise ConfigError(f"window, hop and taps must be at least 1: {config}")
+    sizes = (config.taps, config.window_samples, config.hop_samples)
+    if any(size is not None and size < 1 for size in sizes):
+        raise ConfigError(f"window, hop and taps must have a sample or more: {config}")
     if (config.window_samples is None) != (config.hop_samples is None):
         raise ConfigError("give both a window and a hop, or neither for the whole track")
 

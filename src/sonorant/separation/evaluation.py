@@ -23,6 +23,7 @@ from sonorant.audio import Audio, read
 from sonorant.data.prepare import AUDIO_SUFFIXES
 from sonorant.data.songs import Song, read_mixture, read_stem, song_of
 from sonorant.errors import AudioError, ConfigError
+from sonorant.hub.checkpoint import CONFIG_FILE
 from sonorant.separation.bss_eval import BssEvalConfig, bss_eval
 from sonorant.separation.metrics import fit_length, global_sdr, median_over_frames
 from sonorant.separation.oracles import BASELINES
@@ -44,8 +45,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What to measure.
 
     bss: BSSEval too, which takes most of the time. window_seconds, hop_seconds: of its frames;
-    framewise_filters: its version 3. accompaniment: also all but the vocals as one source, scored
-    against the vocals as in SiSEC.
+    framewise_filters: its version 3. accompaniment: also all but the vocals as one source; it and
+    the vocals then have the BSSEval figures of these two alone, as in museval and SiSEC.
     """
 
     bss: bool = True
@@ -180,7 +181,7 @@ def estimates_of(what: str, repo: Path | None = None, **settings: Any) -> Estima
     if what in BASELINES:
         return from_baseline(what)
     folder = Path(what)
-    if folder.is_dir() and not any(each.is_file() for each in folder.iterdir()):
+    if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
         return from_folder(folder)
     return from_model(load_separator(what, repo), **settings)
 
@@ -226,13 +227,12 @@ def score_song(
     guess = torch.stack([fit_length(each, samples) for each in guesses])
     whole = dict(zip(references, global_sdr(true, guess).tolist(), strict=True))
     frames = _frames(list(references), true, guess, song, plan)
+    scored = next(iter(frames.values())).get("sdr", torch.zeros(0))
     if plan.accompaniment:
         vocals = list(references).index(VOCALS)
         true, guess = (_against_accompaniment(each, vocals) for each in (true, guess))
         whole[ACCOMPANIMENT] = global_sdr(true[1], guess[1]).item()
-        both = _frames([VOCALS, ACCOMPANIMENT], true, guess, song, plan)
-        frames[ACCOMPANIMENT] = both[ACCOMPANIMENT]
-    per_source = [values["sdr"] for values in frames.values() if "sdr" in values]
+        frames |= _frames([VOCALS, ACCOMPANIMENT], true, guess, song, plan)
     return SongScores(
         name=song.name,
         seconds=song.duration_seconds,
@@ -244,8 +244,8 @@ def score_song(
             )
             for source, value in whole.items()
         },
-        frames=len(per_source[0]) if per_source else 0,
-        silent_frames=int(per_source[0].isnan().sum()) if per_source else 0,
+        frames=len(scored),
+        silent_frames=int(scored.isnan().sum()),
         padded_samples=max((samples - each.shape[-1] for each in guesses), key=abs),
     )
 
@@ -262,8 +262,8 @@ def _frames(
     if not plan.bss:
         return {source: {} for source in sources}
     config = BssEvalConfig(
-        window_samples=round(plan.window_seconds * song.sample_rate),
-        hop_samples=round(plan.hop_seconds * song.sample_rate),
+        window_samples=int(plan.window_seconds * song.sample_rate),
+        hop_samples=int(plan.hop_seconds * song.sample_rate),
         framewise_filters=plan.framewise_filters,
     )
     scores = bss_eval(true, guess, config)

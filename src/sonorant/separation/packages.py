@@ -63,6 +63,9 @@ VERSION_2_QUANTIZER = {"group_size": 8, "min_size": 1}
 """Arguments of the quantiser of `demucs_quantized`, which its file may not say."""
 
 
+UNEXPECTED = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError)
+
+
 class NoPackageError(CheckpointError):
     """A file of tensors, or of anything else, that does not say how to make a network of them."""
 
@@ -90,6 +93,15 @@ def read_package(path: Path) -> Loaded:
 
     Raises: CheckpointError for a damaged file, one that asks to run code, or an unknown network.
     """
+    try:
+        return _read_package(path)
+    except UNEXPECTED as error:  # arguments of types that no published class takes
+        raise CheckpointError(
+            f"{path} says how to make its network in a way that makes none: {error!r:.200}"
+        ) from error
+
+
+def _read_package(path: Path) -> Loaded:
     if path.name.lower().endswith(".safetensors"):
         return _read_hub_package(path)
     if path.name.lower().endswith(".gz"):
@@ -182,7 +194,10 @@ def _tensors(translation: Translation, config: Any, state: Any, path: Path) -> d
     """The weights by our names, from a state dict or from what DiffQ made of one."""
     if is_published(state):
         return _dequantized(translation.system, config, state, path)
-    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(each, Tensor) and not each.is_meta
+        for name, each in state.items()
+    ):
         raise CheckpointError(f"{path} does not hold tensors by name")
     return our_tensors(translation, config, state)
 

@@ -6,6 +6,7 @@ A bag is a YAML file that names packages by their signatures, with which their f
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import msgspec
 import yaml
 from torch import Tensor
 
-from sonorant.errors import CheckpointError
+from sonorant.errors import CheckpointError, ConfigError
 from sonorant.hub.fetch import fetch_files, fetch_repository
 from sonorant.hub.table import ModelEntry, RemoteFile, known
 from sonorant.hub.tensors import read_metadata
-from sonorant.model import Model, load, refusing_config
+from sonorant.model import Model, load
 from sonorant.separation.bag import BagConfig, MemberConfig
 from sonorant.separation.packages import (
     SUFFIXES,
@@ -43,8 +44,10 @@ class BagFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for signature in self.models:
-            if not re.fullmatch(r"[\w.+]+", signature):
+            if not re.fullmatch(r"[\w+][\w.+-]*", signature):
                 raise ValueError(f"{signature!r:.80} is no signature of a model")
+        if self.segment is not None and not 0 < self.segment < math.inf:
+            raise ValueError(f"a segment of {self.segment} seconds cannot be")
 
 
 _ALL_BUT_BASS = (1.0, 0.0, 1.0, 1.0)
@@ -159,7 +162,7 @@ def find_package(folder: Path, signature: str) -> Path:
     found = [
         path
         for path in sorted(folder.iterdir())
-        if path.name.lower().endswith(SUFFIXES) and re.split(r"[-.]", path.name)[0] == signature
+        if path.name.lower().endswith(SUFFIXES) and signature_of(path) == signature
     ]
     if len(found) != 1:
         count = "no package" if not found else f"{len(found)} packages"
@@ -169,6 +172,18 @@ def find_package(folder: Path, signature: str) -> Path:
     return found[0]
 
 
+def signature_of(package: Path) -> str:
+    """The name of a package's file, without its ending and the digest of its content."""
+    return _signed(package)[0]
+
+
+def _signed(package: Path) -> tuple[str, str | None]:
+    """A package's signature, and the digest that its name ends in."""
+    stem = re.sub(r"(?i)\.(th|th\.gz|safetensors)$", "", package.name)
+    signed = re.fullmatch(r"(.+)-([0-9a-f]{1,64})", stem)
+    return (signed[1], signed[2]) if signed else (stem, None)
+
+
 def _content(folder: Path) -> str:
     endings = (*SUFFIXES, ".yaml")
     names = sorted(path.name for path in folder.iterdir() if path.name.endswith(endings))
@@ -176,12 +191,12 @@ def _content(folder: Path) -> str:
 
 
 def _check_digest(path: Path) -> None:
-    stated = re.fullmatch(r"[^-]+-([0-9a-f]{8,64})\.th", path.name)
+    stated = _signed(path)[1]
     if stated is None:
         return
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(stated[1]):
+    if not digest.startswith(stated):
         raise CheckpointError(
             f"{path} has the digest {digest[:8]}, not the one in its name; fetch it again"
         )
@@ -213,14 +228,16 @@ def _joined(members: list[Loaded], bag: BagFile, source: str) -> Loaded:
             f"{source} is a bag of {len(bag.models)} models, got {len(members)} of them"
         )
     members = [_with_segment(member, bag.segment) for member in members]
-    if len(members) == 1:
-        return members[0]
     described = tuple(
         MemberConfig(system, msgspec.to_builtins(config)) for system, config, _ in members
     )
     equal = tuple((1.0,) * len(config.sources) for _, config, _ in members)
-    with refusing_config(source):
+    try:
         config = BagConfig(members=described, weights=bag.weights or equal)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    if len(members) == 1:
+        return members[0]
     tensors = {
         f"members.{index}.{name}": tensor
         for index, (_, _, own) in enumerate(members)
