@@ -54,6 +54,11 @@ def test_the_output_tree_is_that_of_demucs(separator: CommandLine) -> None:
     assert "times real time" in separator.out
 
 
+def test_what_demucs_takes_by_default_is_taken(separator: CommandLine) -> None:
+    assert separator.run("separate", "song.wav", "-n", "tiny", "-j", "0", "-v") == 0
+    assert len(made(separator.folder / "separated")) == len(STEMS)
+
+
 def test_stems_are_those_of_the_library(separator: CommandLine) -> None:
     assert separator.run("separate", "song.wav", "-n", "tiny", "--float32", "--shifts", "2") == 0
     expected = load_separator("tiny").separate(read("song.wav"), shifts=2)
@@ -134,7 +139,10 @@ def test_one_bad_file_does_not_keep_the_others_from_being_separated(
         (("song.wav", "--filename", "{album}.{ext}"), "and nothing else in braces"),
         (("song.wav", "--filename", "{track}.{ext}"), "would both be written"),
         (("song.wav", "--filename", "{stem}.doc"), "must end in"),
+        (("song.wav", "--device", "meta"), "cannot use the device 'meta'"),
         (("song.wav", "--flac", "--float32"), "only WAV holds float"),
+        (("song.wav", "--mp3", "--mp3-bitrate", "1000"), "32 to 320 kb/s"),
+        (("song.wav", "--segment", "1e9"), "too little memory"),
         (("empty",), "no sound file in the folder"),
         (("song.wav", "--repo", "empty"), "no package of the signature"),
     ],
@@ -163,6 +171,10 @@ def test_a_model_that_is_no_separator_is_refused(separator: CommandLine) -> None
         ("song.wav", "--stream"),
         ("song.wav", "--int24", "--float32"),
         ("song.wav", "--flac", "--mp3"),
+        ("song.wav", "-s", "tiny"),
+        ("song.wav", "-j", "-1"),
+        ("song.wav", "--hop", "1"),
+        ("song.wav", "--mp3-preset", "3"),
     ],
 )
 def test_options_that_exclude_each_other(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import soundfile
 import torch
 
 from sonorant.audio import read
-from sonorant.errors import AudioError, ConfigError
+from sonorant.errors import AudioError, ConfigError, DependencyError
 from sonorant.separation.stem_files import Encoding, Stem, wav_header, write_stem
 
 RATE = 44100
@@ -88,6 +89,7 @@ def test_wav_files_that_would_be_too_long_are_refused() -> None:
         {"ending": "flac", "samples": "float32"},
         {"ending": "mp3", "samples": "int24"},
         {"ending": "mp3", "mp3_preset": 9},
+        {"ending": "mp3", "mp3_kbps": 1000},
     ],
 )
 def test_impossible_encodings_are_refused(wrong: dict[str, str]) -> None:
@@ -95,9 +97,17 @@ def test_impossible_encodings_are_refused(wrong: dict[str, str]) -> None:
         Encoding(**wrong)  # type: ignore[arg-type]
 
 
-def test_mp3_of_an_impossible_bitrate_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match="32 to 320"):
-        written(tmp_path / "stem.mp3", noise(), Encoding("mp3", mp3_kbps=1000))
+def test_what_cannot_be_written_is_known_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    day = Stem(44100, 2, 86400 * 44100, 1.0)
+    with pytest.raises(AudioError, match="does not fit into a WAV file"):
+        Encoding().check(day)
+    Encoding("flac").check(day)
+    monkeypatch.setitem(sys.modules, "av", None)
+    Encoding("mp3").check(day)
+    with pytest.raises(DependencyError, match="needs PyAV"):
+        Encoding("mp3", mp3_preset=2).check(day)
 
 
 def test_nothing_is_left_of_a_stem_that_fails(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sonorant.errors import SonorantError
 
@@ -38,6 +39,9 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--repo", type=click.Path(path_type=Path), help="Folder of models."),
         click.option("-d", "--device", help="Such as cpu or cuda; by default a GPU if there is."),
         click.option("--list-models", is_flag=True, help="Name the models and stop."),
+        click.option(
+            "-v", "--verbose", is_flag=True, hidden=True
+        ),  # of demucs, where it does nothing
     ]
     of_way = [
         click.option("--shifts", default=0, show_default=True, help="Mean of so many starts."),
@@ -72,7 +76,14 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
         *(click.option(f"--{ending}", is_flag=True) for ending in ENDINGS),
         click.option("--mp3-bitrate", default=320, show_default=True, metavar="KB/S"),
         click.option("--mp3-preset", type=click.IntRange(2, 7), help="2 is best, 7 fastest."),
-        click.option("-j", "--jobs", default=1, show_default=True, help="Stems encoded at once."),
+        click.option(
+            "-j",
+            "--jobs",
+            type=click.IntRange(0),
+            default=1,
+            show_default=True,
+            help="Stems encoded at once.",
+        ),
         click.option("--skip-existing", is_flag=True, help="Leave sounds that have all stems."),
     ]
     of_stream = [
@@ -103,6 +114,7 @@ def separate(sounds: tuple[Path, ...], **given: Any) -> None:
         raise click.UsageError("name a sound file or a folder, or use --stream")
     if given["stream"] and sounds:
         raise click.UsageError("--stream takes its sound from the standard input, not from files")
+    _check_given(given)
     encoding, settings = _encoding(given), _settings(given)
     files = list(_sound_files(sounds))
     model = _model(given)
@@ -139,6 +151,23 @@ def _list_models(repository: Path | None) -> None:
     for name, entry in known().models.items():
         if ".separation." in known().system(entry.system).class_:
             click.echo(f"{name}: {entry.title}")
+
+
+def _check_given(given: dict[str, Any]) -> None:
+    """Raises: click.UsageError for options that exclude each other, or do nothing without one."""
+    context = click.get_current_context()
+
+    def is_given(name: str) -> bool:
+        return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+    if given["sig"] is not None and is_given("name"):
+        raise click.UsageError("--sig and --name exclude each other")
+    for name in ("stream_format", "hop", "lookahead"):
+        if is_given(name) and not given["stream"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of --stream")
+    for name in ("mp3_bitrate", "mp3_preset"):
+        if is_given(name) and not given["mp3"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of --mp3")
 
 
 def _encoding(given: dict[str, Any]) -> Encoding:
@@ -193,6 +222,7 @@ def _model(given: dict[str, Any]) -> Separator:
     model = load_separator(given["sig"] or given["name"], given["repo"])
     try:
         model = model.to(device)
+        torch.zeros(1, device=device).item()  # some devices hold no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise SonorantError(f"cannot use the device {device!r}: {reason}") from error

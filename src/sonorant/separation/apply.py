@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -279,8 +280,9 @@ class _Pass:
         self.finished = False
         self._unwanted = first - self.start
         self._ready: list[Tensor] = []
-        weights = triangular_weights(grid.segment)
-        weights = (weights / weights.max()) ** settings.transition_power
+        with _enough_memory(grid.segment / model.sample_rate, torch.device("cpu")):
+            weights = triangular_weights(grid.segment)
+            weights = (weights / weights.max()) ** settings.transition_power
         self._adder = OverlapAdder(grid.stride, weights)
         self._added = False
 
@@ -332,12 +334,12 @@ class _Pass:
         self, mixture: _Mixture, spans: list[tuple[int, int]], length: int
     ) -> Iterator[Tensor]:
         """The wanted stems `[batch, stems, channels, end - start]` of each span."""
-        inputs = []
-        for start, end in spans:
-            left = start - (length - (end - start)) // 2
-            inputs.append(mixture.extract(left, left + length))
         device = next(self._model.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), _enough_memory(length / self._model.sample_rate, device):
+            inputs = []
+            for start, end in spans:
+                left = start - (length - (end - start)) // 2
+                inputs.append(mixture.extract(left, left + length))
             stems = self._model(torch.cat(inputs).to(device))[:, self._wanted]
         parts = stems.to(inputs[0].device).chunk(len(spans))
         for (start, end), part in zip(spans, parts, strict=True):
@@ -349,3 +351,18 @@ class _Pass:
         self._unwanted -= dropped
         if piece.shape[-1] > dropped:
             self._ready.append(piece[..., dropped:])
+
+
+@contextmanager
+def _enough_memory(seconds: float, device: torch.device) -> Iterator[None]:
+    """Raises: ConfigError if there is not as much memory as segments of that many seconds take."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_full and "allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"{device} has too little memory for segments of {seconds:g} s; choose shorter ones, "
+            "fewer at once, or another device"
+        ) from error

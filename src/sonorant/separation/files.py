@@ -86,15 +86,17 @@ def separate_file(
     """Write the stems of a sound file; returns their files.
 
     targets: the file for a stem's name; folders are made. encoding: 16-bit WAV if None. jobs: stems
-    that are encoded at once. progress: called with the seconds separated and those in all.
+    that are encoded at once; 0 as 1. progress: called with the seconds separated and those in all.
     When the work was cut short, the same call goes on with it; until then, its hidden folder beside
     the first target stays, and no target is there.
     Raises: AudioError if the sound cannot be used or a stem cannot be written; ConfigError for what
-    the model cannot do.
+    the model cannot do; DependencyError for an MP3 preset without PyAV.
     """
-    names = selection.names(model)
+    names, encoding = selection.names(model), encoding or Encoding()
     paths = {name: targets(name) for name in names}
-    _check(source, model)
+    if jobs < 0:
+        raise ConfigError(f"jobs must be 0 or more, got {jobs}")
+    _check(source, model, encoding)
     first = paths[names[0]]
     work = first.parent / f".{first.stem}.{Path(source).name}.unfinished"
     unfinished = UnfinishedStems(work, names, model.audio_channels)
@@ -106,7 +108,7 @@ def separate_file(
             if not unfinished.find(key):
                 unfinished.start(key, Level.of_pieces(_pieces(source, model)))
             _separate(source, unfinished, model, settings, selection, progress)
-            _encode(unfinished, paths, model, encoding or Encoding(), jobs)
+            _encode(unfinished, paths, model, encoding, jobs)
             unfinished.remove()
     except OSError as error:
         raise AudioError(
@@ -115,9 +117,11 @@ def separate_file(
     return paths
 
 
-def _check(source: str | Path, model: Separator) -> None:
-    """Raises: AudioError now for what would only be found in the middle."""
+def _check(source: str | Path, model: Separator, encoding: Encoding) -> None:
+    """Raises: AudioError now for what would only be found in the middle, or at the end."""
     found = info(source)
+    frames = int(found.duration_seconds * model.sample_rate)
+    encoding.check(Stem(model.sample_rate, model.audio_channels, frames, peak=1.0))
     take_channels(Audio(torch.zeros(found.channels, 1), found.sample_rate), model.audio_channels)
 
 
@@ -201,7 +205,7 @@ def _encode(
     note = unfinished.note
     assert note is not None
     rate, channels = model.sample_rate, model.audio_channels
-    with ThreadPoolExecutor(jobs) as encoders:
+    with ThreadPoolExecutor(max(1, jobs)) as encoders:
         writing = [
             encoders.submit(
                 write_stem,

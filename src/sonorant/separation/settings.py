@@ -27,8 +27,9 @@ class Settings:
     segment_seconds: length of the segments; None for the model's own.
     transition_power: the fade is a ramp to this power; higher keeps to the middle of segments.
     batch_size: segments that go through the network at once; more need more memory.
-    seed: of the random starts; the same one gives the same stems. Those of seed n are the ones
-        that the package demucs draws after `random.seed(n)`.
+    seed: of the random starts; the same one gives the same stems. The start of seed n is the one
+        that the package demucs draws after `random.seed(n)`, and so are those that follow it, but
+        where an HTDemucs came before: there demucs draws numbers in between that change nothing.
     Raises: ConfigError for impossible values.
     """
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sonorant.audio import AudioWriter
 from sonorant.audio.reading import reason_of
+from sonorant.audio.writing import MP3_KBPS
 from sonorant.errors import AudioError, ConfigError, DependencyError
 
 CLAMP = 0.99
@@ -79,6 +80,20 @@ class Encoding:
         low, high = MP3_PRESETS
         if self.mp3_preset is not None and not low <= self.mp3_preset <= high:
             raise ConfigError(f"mp3_preset is from {low} to {high}, got {self.mp3_preset}")
+        slowest, fastest = MP3_KBPS
+        if not slowest <= self.mp3_kbps <= fastest:
+            raise ConfigError(f"an MP3 has {slowest} to {fastest} kb/s in all, got {self.mp3_kbps}")
+
+    def check(self, stem: Stem) -> None:
+        """See that a stem can be written so, before it is made.
+
+        Raises: AudioError for one that does not fit; DependencyError for an MP3 preset without
+        PyAV.
+        """
+        if self.ending == "wav":
+            wav_header(stem, self)
+        if self.ending == "mp3" and self.mp3_preset is not None:
+            _av()
 
     def clipped(self, samples: Tensor, peak: float) -> Tensor:
         """Samples `[channels, time]` of a stem with that highest absolute sample."""
@@ -185,12 +200,7 @@ def _write_flac(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Enco
 
 def _write_mp3(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Encoding) -> None:
     """MP3 of one bitrate with LAME's quality, which libsndfile does not let one choose."""
-    try:
-        import av
-    except ImportError as error:
-        raise DependencyError(
-            "an MP3 preset needs PyAV: pip install 'sonorant[formats]'; or leave it out"
-        ) from error
+    av = _av()
     layout = "mono" if stem.channels == 1 else "stereo"
     options = {"b": f"{encoding.mp3_kbps}k", "compression_level": str(encoding.mp3_preset)}
     with _replacing(path) as part, av.open(str(part), "w", format="mp3") as file:
@@ -203,6 +213,16 @@ def _write_mp3(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Encod
             frame.sample_rate = stem.sample_rate
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise DependencyError(
+            "an MP3 preset needs PyAV: pip install 'sonorant[formats]'; or leave it out"
+        ) from error
+    return av
 
 
 @contextmanager
