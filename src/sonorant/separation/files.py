@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sonorant.audio import Audio, blocks, info
-from sonorant.errors import AudioError, ConfigError
+from sonorant.errors import AudioError, ConfigError, SonorantError
 from sonorant.separation.apply import separate_pieces, stem_names
 from sonorant.separation.mixture import Level, take_channels
 from sonorant.separation.separator import Separator
@@ -114,6 +114,9 @@ def separate_file(
         raise AudioError(
             f"cannot write the stems of {source}: {error}{_left(unfinished)}"
         ) from error
+    except SonorantError:
+        _left(unfinished)
+        raise
     return paths
 
 

@@ -76,12 +76,12 @@ def wiener_iteration(estimates: Tensor, mix: Tensor) -> Tensor:
     mixed = torch.einsum("...tfj,...fjcd->...tfcd", complex_power, covariance)
     channels = mix.shape[-1]
     noise = EPSILON**0.5 * torch.eye(channels, dtype=mixed.dtype, device=mixed.device)
-    whitened = (_inverse(mixed + noise) @ mix[..., None])[..., 0]
+    whitened = (inverse_of(mixed + noise) @ mix[..., None])[..., 0]
     images = torch.einsum("...fjcd,...tfd->...tfcj", covariance, whitened)
     return images * complex_power[..., None, :]
 
 
-def _inverse(matrices: Tensor) -> Tensor:
+def inverse_of(matrices: Tensor) -> Tensor:
     """Inverses of complex matrices [..., n, n]; in closed form for 1 and 2 channels."""
     if matrices.shape[-1] == 1:
         return matrices.reciprocal()
