@@ -71,6 +71,31 @@ def test_the_leaderboard_has_two_boards_with_baselines(sonorant: CommandLine) ->
     assert [row["name"] for row in boards["a"] if row["rank"]] == ["Mine"]
 
 
+def test_a_source_that_a_song_lacks_is_told(sonorant: CommandLine) -> None:
+    songs = sonorant.folder / "songs"
+    command = ("evaluate", "separation", "irm1", "songs", "--no-bss", "--json", "out.json")
+    assert sonorant.run(*command) == 0
+    whole = json.loads((sonorant.folder / "out.json").read_text())["songs"][0]["sources"]["bass"]
+    assert "not measured" not in sonorant.err
+    (songs / "Second" / "vocals.wav").unlink()
+    assert sonorant.run(*command) == 0
+    assert "not measured: vocals, for not all songs have it: Second (lacks it)" in sonorant.err
+    found = json.loads((sonorant.folder / "out.json").read_text())["songs"][0]["sources"]
+    assert "vocals" not in found
+    assert found["bass"]["global_sdr"] == pytest.approx(whole["global_sdr"], abs=1e-6)
+
+
+def test_a_submission_to_songs_without_truth_is_run(sonorant: CommandLine) -> None:
+    (sonorant.folder / "predict.py").write_text(SCRIPT)
+    (sonorant.folder / "helper_of_submission.py").write_text("WORDS = 'all done'\n")
+    write_songs(sonorant.folder / "set" / "test")
+    (sonorant.folder / "set" / "test" / "First" / "bass.wav").unlink()
+    command = ("evaluate", "submission", "predict.py", "--songs", "set", "--results", "made")
+    assert sonorant.run(*command) == 0
+    assert "not scored: First (no true stems)" in sonorant.err
+    assert (sonorant.folder / "made" / "First" / "bass.wav").is_file()
+
+
 def test_a_submission_is_run_and_scored(sonorant: CommandLine) -> None:
     (sonorant.folder / "predict.py").write_text(SCRIPT)
     (sonorant.folder / "helper_of_submission.py").write_text("WORDS = 'all done'\n")
@@ -91,7 +116,10 @@ def test_a_submission_is_run_and_scored(sonorant: CommandLine) -> None:
         (("separation", "good", "songs", "--picture", "out.gif"), "name ends in"),
         (("separation", "good", "songs", "--window", "0"), "above 0"),
         (("leaderboard", "songs", "good", "--only-musdb", "Mine"), "names no entry: Mine"),
-        (("submission", "none.py"), "there is no script none.py"),
+        (("separation", "good", "songs", "--window", "nan"), "above 0"),
+        (("separation", "good", "songs", "--window", "0.00001"), "a sample or more"),
+        (("separation", "good", "songs", "--hop", "0"), "above 0"),
+        (("submission", "none.py", "--songs", "songs"), "there is no script none.py"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -106,6 +106,29 @@ def test_one_of_our_models_is_a_submission(tmp_path: Path, environment: dict[str
     assert predictor.scoring()["First"]["sdr"] < 5
 
 
+def test_a_script_with_one_of_our_models_that_exits_is_a_submission(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "tiny")
+    script = tmp_path / "ours.py"
+    start = "import sys\nfrom sonorant.separation.starter_kit import SeparatorPredictor\n"
+    script.write_text(f"{start}SeparatorPredictor({str(tmp_path / 'tiny')!r}).run()\nsys.exit(0)\n")
+    assert run_script(script, environment) == sorted(SONGS)
+    script.write_text("raise SystemExit('no model')")
+    with pytest.raises(ConfigError, match="exit code no model"):
+        run_script(script, environment)
+
+
+def test_other_modules_of_the_kit_are_found_beside_the_script(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "evaluator").mkdir()
+    (tmp_path / "evaluator" / "aicrowd_helpers.py").write_text("STARTED = True\n")
+    script = tmp_path / "predict.py"
+    script.write_text("from evaluator import aicrowd_helpers\n" + script.read_text())
+    assert run_script(script, environment) == sorted(SONGS)
+
+
 def test_what_takes_too_long_is_stopped() -> None:
     begun = time.monotonic()
     with (

@@ -27,16 +27,19 @@ def extracts(samples: int = 500, stride: int = 400, **others: object) -> Extract
     return Extracts(**{**given, "samples": samples, "stride_samples": stride, **others})
 
 
-def test_finds_folders_of_stems_and_musdbs_validation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("splits_itself", [False, True])
+def test_finds_folders_of_stems_and_musdbs_validation(tmp_path: Path, splits_itself: bool) -> None:
     validation = min(MUSDB_VALIDATION)
-    for place in ("train/One", f"train/{validation}", "test/Two", "valid/Three"):
+    places = ["train/One", f"train/{validation}", "test/Two"]
+    for place in [*places, "valid/Three"] if splits_itself else places:
         write_song(tmp_path / place)
     found = {song.name: (song.split, song.licence) for song in find_songs(tmp_path, "CC0")}
+    others = {"Three": ("valid", "CC0")} if splits_itself else {}
     assert found == {
         "One": ("train", "CC0"),
-        validation: ("valid", "CC0"),
+        validation: ("train" if splits_itself else "valid", "CC0"),
         "Two": ("test", "CC0"),
-        "Three": ("valid", "CC0"),
+        **others,
     }
     assert len(MUSDB_VALIDATION) == 14
 

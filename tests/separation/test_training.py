@@ -139,6 +139,50 @@ def as_settings(songs: Path, **others: Any) -> SeparationSettings:
     return convert_section(settings(songs, **others), SeparationSettings, "test")
 
 
+def test_sources_weigh_in_validation_as_in_the_loss(tmp_path: Path) -> None:
+    songs = write_manifest(tmp_path)
+    only = SeparationTask(as_settings(songs, loss={"sources": [0.0, 1.0]}))
+    mix, stems = torch.ones(2, 400), torch.stack([torch.full((2, 400), 0.25), torch.ones(2, 400)])
+    only._separated = lambda mix: torch.stack([mix, 0.9 * mix])  # type: ignore[method-assign]
+    figures = only._figures_of(mix, stems, "plain")
+    assert figures["plain/loss"] == pytest.approx(0.1, abs=1e-5)
+    assert figures["plain/sdr"] == pytest.approx(20, abs=1e-3)
+    assert figures["sdr/bass"] == pytest.approx(20, abs=1e-3)
+
+
+def test_averages_count_steps_not_their_parts(tmp_path: Path) -> None:
+    songs = write_manifest(tmp_path)
+    counts = []
+    for parts in (1, 3):
+        training = {"accumulate": parts}
+        averages = {"epoch_steps": 2, "step_decays": [0.9]}
+        run(tmp_path / str(parts), songs, 4, training=training, averages=averages)
+        state = final_state(tmp_path / str(parts))["process-0"]["task"]["bank"]
+        counts.append({name: float(average["count"]) for name, average in state.items()})
+    assert counts[0] == counts[1]
+
+
+def test_two_kinds_of_averages_exclude_each_other(tmp_path: Path) -> None:
+    songs = write_manifest(tmp_path)
+    with pytest.raises(ConfigError, match="averages of their own"):
+        run(
+            tmp_path / "run",
+            songs,
+            2,
+            training={"average_decay": 0.9},
+            averages={"epoch_steps": 1},
+        )
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [({"l1": 0}, "the loss is nothing"), ({"sources": [0.0, 0.0]}, "one source or more")],
+)
+def test_a_loss_of_nothing_is_refused(tmp_path: Path, loss: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        as_settings(tmp_path / "songs.jsonl", loss=loss)
+
+
 def test_the_penalty_on_singular_values_shrinks_them(tmp_path: Path) -> None:
     songs = write_manifest(tmp_path)
 

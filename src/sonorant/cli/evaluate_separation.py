@@ -140,7 +140,7 @@ def leaderboard(
 
 @click.command()
 @click.argument("script", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--songs", type=click.Path(path_type=Path), help="Default data/test.")
+@click.option("--songs", type=click.Path(path_type=Path), help="Or its `test`; default data/test.")
 @click.option("--results", type=click.Path(path_type=Path), help="Default data/results.")
 @click.option("--only", multiple=True, metavar="SONG", help="May be given more than once.")
 @click.option("--setup-seconds", type=click.IntRange(1), help="Time limit; default 900.")
@@ -163,6 +163,8 @@ def submission(
     from sonorant.separation.starter_kit import MusicDemixingPredictor, kit_environment, run_script
 
     check_targets(json_path)
+    if songs is not None and (songs / "test").is_dir():
+        songs = songs / "test"
     given = {
         "TEST_DATASET_PATH": songs,
         "RESULTS_DATASET_PATH": results,
@@ -171,16 +173,27 @@ def submission(
         "INFERENCE_PER_MUSIC_TIMEOUT_SECONDS": song_seconds,
     }
     environment = {name: str(value) for name, value in given.items() if value is not None}
-    run_script(script, environment)
     with kit_environment(environment):
-        scores = MusicDemixingPredictor().scoring()
+        predictor = MusicDemixingPredictor()
+        unscored = predictor.unscored()
+    if unscored:
+        told = _listed(dict.fromkeys(unscored, "no true stems"))
+        click.echo(f"the stems are written, but not scored: {told}", err=True)
+    run_script(script, environment)
+    if unscored:
+        return
+    scores = predictor.scoring()
     print_figures(scores, json_path, lambda: [submission_table(scores)])
 
 
 def _songs(folder: Path) -> list[Song]:
-    from sonorant.separation.evaluation import find_references
+    from sonorant.separation.evaluation import find_references, missing_sources
 
-    return find_references(folder)
+    songs = find_references(folder)
+    for source, lacking in missing_sources(songs).items():
+        told = _listed(dict.fromkeys(lacking, "lacks it"))
+        click.echo(f"not measured: {source}, for not all songs have it: {told}", err=True)
+    return songs
 
 
 def _evaluate(

@@ -119,10 +119,23 @@ def find_references(folder: Path) -> list[Song]:
 def sources_of(songs: Sequence[Song]) -> tuple[str, ...]:
     """The sources that the songs share, in alphabetical order. Raises: ConfigError if there are
     none."""
-    shared = set.intersection(*(set(song.files) for song in songs)) - {MIXTURE, ACCOMPANIMENT}
+    shared = set.intersection(*(_sources_in(song) for song in songs))
     if not shared:
         raise ConfigError("the songs have no source in common")
     return tuple(sorted(shared))
+
+
+def missing_sources(songs: Sequence[Song]) -> dict[str, list[str]]:
+    """Sources that some songs have and are not measured, and the songs that lack them."""
+    all_sources = set.union(*(_sources_in(song) for song in songs))
+    return {
+        source: [song.name for song in songs if source not in song.files]
+        for source in sorted(all_sources - set(sources_of(songs)))
+    }
+
+
+def _sources_in(song: Song) -> set[str]:
+    return set(song.files) - {MIXTURE, ACCOMPANIMENT}
 
 
 def from_folder(folder: Path) -> Estimate:
@@ -162,8 +175,11 @@ def from_baseline(name: str) -> Estimate:
         raise ConfigError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
 
     def estimate(song: Song, mixture: Audio, references: dict[str, Audio]) -> dict[str, Audio]:
-        true = torch.stack([audio.samples for audio in references.values()])
-        made = BASELINES[name](mixture.samples, true)
+        # Of all that the song is made of, not only of what is measured.
+        others = [source for source in _sources_in(song) if source not in references]
+        unmeasured = [torch.from_numpy(read_stem(song, source)) for source in others]
+        true = torch.stack([audio.samples for audio in references.values()] + unmeasured)
+        made = BASELINES[name](mixture.samples, true)[: len(references)]
         return {
             source: Audio(samples, song.sample_rate)
             for source, samples in zip(references, made, strict=True)

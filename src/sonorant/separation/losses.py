@@ -12,6 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from sonorant.errors import ConfigError
 from sonorant.losses.spectral import stft_loss
 
 Weight = Annotated[float, msgspec.Meta(ge=0)]
@@ -30,12 +31,18 @@ class SeparationLoss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     stft: Weight = 0.0
     sources: tuple[Weight, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.l1 + self.mse + self.stft > 0:
+            raise ConfigError("the loss is nothing: one of l1, mse and stft needs a weight above 0")
+        if self.sources is not None and not sum(self.sources) > 0:
+            raise ConfigError("loss.sources: one source or more needs a weight above 0")
+
 
 def separation_loss(
     estimates: Tensor, stems: Tensor, config: SeparationLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, [], and its parts for the log, detached."""
-    weights = torch.ones(stems.shape[1]) if config.sources is None else torch.tensor(config.sources)
+    weights = source_weights(config, stems.shape[1])
     parts: dict[str, Tensor] = {}
     if config.l1:
         parts["l1"] = config.l1 * weighted(l1_per_source(estimates, stems), weights)
@@ -45,6 +52,11 @@ def separation_loss(
         parts["stft"] = config.stft * stft_loss(estimates.flatten(1, 2), stems.flatten(1, 2))
     loss = sum(parts.values(), torch.zeros((), device=stems.device))
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def source_weights(config: SeparationLoss, sources: int) -> Tensor:
+    """The weight of each source, `[sources]`."""
+    return torch.ones(sources) if config.sources is None else torch.tensor(config.sources)
 
 
 def l1_per_source(estimates: Tensor, stems: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import ClassVar
 
 from sonorant.errors import AudioError, ConfigError, SonorantError
 
@@ -77,12 +78,12 @@ class MusicDemixingPredictor:
         root = Path(self.test_data_path)
         if not root.is_dir():
             raise ConfigError(f"there is no folder {root}; set TEST_DATASET_PATH")
-        names = sorted(path.name for path in root.iterdir() if path.is_dir())
+        names = sorted(path.name for path in root.iterdir() if (path / "mixture.wav").is_file())
         if self.partial_run:
             wanted = self.partial_run.split(",")
             names = [name for name in names if name in wanted]
         if not names:
-            raise ConfigError(f"there is no song to separate in {root}")
+            raise ConfigError(f"there is no song to separate in {root}, as SONG/mixture.wav")
         return names
 
     def get_music_folder_location(self, music_name: str) -> str:
@@ -96,6 +97,9 @@ class MusicDemixingPredictor:
         folder = os.path.join(self.results_data_path, music_name)
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, f"{instrument}.wav")
+
+    separated: ClassVar[list[str]] = []
+    """Songs that submissions of this process have separated."""
 
     def evaluation(self) -> None:
         """Set up, and separate all songs.
@@ -121,12 +125,24 @@ class MusicDemixingPredictor:
                 )
             if not self.verify_results(name):
                 raise AudioError(f"prediction did not write all of {', '.join(files.values())}")
+            MusicDemixingPredictor.separated.append(name)
 
     def verify_results(self, music_name: str) -> bool:
         """Whether all four files of a song are there."""
         return all(
             os.path.isfile(self.get_music_file_location(music_name, source)) for source in SOURCES
         )
+
+    def unscored(self) -> list[str]:
+        """Songs without their true sources beside the mixture, as in the challenge's own test."""
+        return [
+            name
+            for name in self.get_all_music_names()
+            if not all(
+                os.path.isfile(os.path.join(self.test_data_path, name, f"{source}.wav"))
+                for source in SOURCES
+            )
+        ]
 
     def scoring(self) -> dict[str, dict[str, float]]:
         """By song the SDR of every source, such as `sdr_bass`, and their mean `sdr`."""
@@ -192,24 +208,21 @@ def run_script(script: Path, environment: dict[str, str] | None = None) -> list[
     """
     if not script.is_file():
         raise ConfigError(f"there is no script {script}")
-    done: list[str] = []
-
-    class Predictor(MusicDemixingPredictor):
-        def evaluation(self) -> None:
-            super().evaluation()
-            done.extend(self.get_all_music_names())
-
-    Predictor.__name__ = MusicDemixingPredictor.__name__
+    before = len(MusicDemixingPredictor.separated)
     path, known = list(sys.path), set(sys.modules)
     try:
         with kit_environment(environment or {}):
-            _install_kit(Predictor)
+            _install_kit(script.parent)
             sys.path.insert(0, str(script.parent.resolve()))
             runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as exit_:
+        if exit_.code not in (None, 0):
+            raise ConfigError(f"{script} ended with the exit code {exit_.code}") from exit_
     finally:
         sys.path[:] = path
         for name in {KIT_MODULE, KIT_MODULE.partition(".")[0]} - known:
             sys.modules.pop(name, None)
+    done = MusicDemixingPredictor.separated[before:]
     if not done:
         raise ConfigError(f"{script} separated nothing: it must call run() of a submission")
     return done
@@ -227,11 +240,11 @@ def kit_environment(variables: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _install_kit(predictor: type[MusicDemixingPredictor]) -> None:
-    """Make a class known under the kit's name."""
+def _install_kit(folder: Path) -> None:
+    """Make the class known under the kit's name; the kit's other modules may lie in a folder."""
     package, module = ModuleType(KIT_MODULE.partition(".")[0]), ModuleType(KIT_MODULE)
-    package.__path__ = []
-    setattr(module, MusicDemixingPredictor.__name__, predictor)
+    package.__path__ = [str(folder / package.__name__)]
+    setattr(module, MusicDemixingPredictor.__name__, MusicDemixingPredictor)
     sys.modules.update({package.__name__: package, KIT_MODULE: module})
 
 

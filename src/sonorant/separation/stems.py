@@ -65,10 +65,11 @@ def find_songs(root: Path, licence: str = "") -> Iterator[Song]:
     Raises: ConfigError if there are none; AudioError for stems that do not fit together.
     """
     found = False
+    splits_itself = (root / "valid").is_dir()
     for split in SPLITS:
         for name, files in songs_in(root / split):
             found = True
-            kept_aside = split == "train" and name in MUSDB_VALIDATION
+            kept_aside = split == "train" and name in MUSDB_VALIDATION and not splits_itself
             yield song_of(name, "valid" if kept_aside else split, files, licence)
     if not found:
         raise ConfigError(

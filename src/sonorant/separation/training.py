@@ -28,7 +28,12 @@ from sonorant.separation.apply import apply
 from sonorant.separation.augment import Augmentation, augment
 from sonorant.separation.blocks import center_trim
 from sonorant.separation.hdemucs import HybridModel
-from sonorant.separation.losses import SeparationLoss, l1_per_source, separation_loss
+from sonorant.separation.losses import (
+    SeparationLoss,
+    separation_loss,
+    source_weights,
+    weighted,
+)
 from sonorant.separation.mask_start import start_as_masks
 from sonorant.separation.metrics import global_sdr
 from sonorant.separation.repitch import Repitch
@@ -95,8 +100,9 @@ class SeparationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     segment_seconds: of an extract as the network sees it, after what the augmentations cut away.
     stride_seconds: between the extracts of a song.
     to_valid_length: lengthen extracts until no layer leaves out a sample, as v1 and v2 need.
-    overlap: of the segments that songs are separated in for validation, with which `figure` (the
-        lowest `loss`, or the highest `sdr`) finds the best weights.
+    overlap: of the segments that songs are separated in for validation.
+    by_sdr: the best weights have the highest SDR there, not the lowest loss; sources weigh in
+        either as they do in the loss.
     averages: None keeps the weights of the last step, or the engine's average of them.
     silenced: how remixed tracks without stems join the training; None for no such tracks.
     """
@@ -154,6 +160,10 @@ class SeparationTask(Task):
             self.bank = AverageBank(self.model, averages.step_decays, averages.epoch_decays)
         self.best = Best()
 
+    @property
+    def keeps_averages(self) -> bool:
+        return self.bank is not None
+
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model}
 
@@ -182,7 +192,7 @@ class SeparationTask(Task):
             loss, metrics["weight_penalty"] = loss + svd.weight * size, size.detach()
         loss.backward()
         context.apply("model")
-        if self.bank is not None and self.settings.averages is not None:
+        if self.bank is not None and self.settings.averages is not None and context.steps_now:
             self.bank.step()
             if (context.step + 1) % self.settings.averages.epoch_steps == 0:
                 self.bank.epoch()
@@ -219,10 +229,10 @@ class SeparationTask(Task):
 
     def _figures_of(self, mix: Tensor, stems: Tensor, name: str) -> dict[str, float]:
         estimates = self._separated(mix)
-        ratios = global_sdr(stems, estimates)
+        ratios, loss = global_sdr(stems, estimates), self.settings.loss
         found = {
-            f"{name}/loss": float(l1_per_source(estimates[None], stems[None]).mean()),
-            f"{name}/sdr": float(ratios.mean()),
+            f"{name}/loss": float(separation_loss(estimates[None], stems[None], loss)[0]),
+            f"{name}/sdr": float(weighted(ratios, source_weights(loss, len(ratios)))),
         }
         if name == PLAIN:
             gains = ratios - global_sdr(stems, mix.expand_as(stems))

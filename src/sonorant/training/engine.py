@@ -128,6 +128,8 @@ class Engine:
         decay = self.config.average_decay
         if decay is None:
             return {}
+        if self.task.keeps_averages:
+            raise ConfigError("training.average_decay: settings keep averages of their own already")
         return {
             name: ExponentialMovingAverage(self.modules[name], decay)
             for name in self.task.averaged_modules

@@ -76,6 +76,11 @@ class StepContext:
         """Run the enclosed forward pass in the recipe's precision."""
         return self._accelerator.autocast()
 
+    @property
+    def steps_now(self) -> bool:
+        """Whether `apply` moves the weights in this part; with accumulation, only in the last."""
+        return self._last_part
+
     def apply(self, optimizer_name: str) -> None:
         """Use the gradients gathered so far: average them over processes, clip, step, clear.
 
@@ -158,6 +163,11 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the model, ready for use, into `folder`."""
+
+    @property
+    def keeps_averages(self) -> bool:
+        """Whether the task averages weights itself, so that the engine must not."""
+        return False
 
     def validation_data(self) -> Dataset[Any] | None:
         """A fixed map-style dataset for `evaluate`, or None."""
