@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,42 @@ def test_no_stem_is_there_before_all_are_done(tmp_path: Path) -> None:
         progress=lambda done, total: seen.append(len(list(tmp_path.rglob("source*")))),
     )
     assert set(seen) == {0}
+
+
+def test_an_interrupt_stops_the_encoding_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model, consumed = song(tmp_path), Ramps(CONFIG), []
+
+    def interrupted(path, pieces, stem, encoding):
+        if path.name.startswith("0"):
+            raise KeyboardInterrupt
+        path.write_bytes(b"half")
+        for piece in pieces:
+            consumed.append(piece)
+            time.sleep(0.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sonorant.separation.files.write_stem", interrupted)
+        patch.setattr("sonorant.separation.files.PIECE_SECONDS", 1)
+        with pytest.raises(KeyboardInterrupt):
+            separate_file(source, targets(tmp_path), model, encoding=FLOAT, jobs=2)
+    assert len(consumed) < 5  # of nine
+    assert [path.name for path in tmp_path.rglob("*.wav") if "unfinished" not in str(path)] == [
+        source.name
+    ]
+    seen: list[float] = []
+    paths = separate_file(
+        source,
+        targets(tmp_path),
+        model,
+        encoding=FLOAT,
+        progress=lambda done, total: seen.append(done),
+    )
+    assert not seen  # nothing was separated again
+    assert not list(tmp_path.rglob("*.unfinished"))
+    expected = model.separate(read(source))
+    torch.testing.assert_close(read(paths["source0"]).samples, expected["source0"].samples)
 
 
 def test_the_rest_is_the_sum_or_what_is_left(tmp_path: Path) -> None:

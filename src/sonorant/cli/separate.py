@@ -301,6 +301,9 @@ class _Run:
         for source in files:
             try:
                 self.separate(source)
+            except KeyboardInterrupt:
+                click.echo("what is done is kept; the same command goes on with it", err=True)
+                raise
             except SonorantError as error:
                 if len(files) == 1:
                     raise

@@ -7,8 +7,10 @@ of each is known, in the form asked for. Files appear whole or not at all.
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -114,7 +116,7 @@ def separate_file(
         raise AudioError(
             f"cannot write the stems of {source}: {error}{_left(unfinished)}"
         ) from error
-    except SonorantError:
+    except (SonorantError, KeyboardInterrupt):
         _left(unfinished)
         raise
     return paths
@@ -208,19 +210,39 @@ def _encode(
     note = unfinished.note
     assert note is not None
     rate, channels = model.sample_rate, model.audio_channels
+    stop = threading.Event()
+    # Beside the raw stems, so that nothing is left of a file when the program is killed.
+    written = [
+        unfinished.folder / f"{index}{path.suffix}" for index, path in enumerate(paths.values())
+    ]
     with ThreadPoolExecutor(max(1, jobs)) as encoders:
         writing = [
             encoders.submit(
                 write_stem,
                 path,
-                unfinished.read(index, PIECE_SECONDS * rate),
+                _until(stop, unfinished.read(index, PIECE_SECONDS * rate)),
                 Stem(rate, channels, note.frames, peak),
                 encoding,
             )
-            for index, (path, peak) in enumerate(zip(paths.values(), note.peaks, strict=True))
+            for index, (path, peak) in enumerate(zip(written, note.peaks, strict=True))
         ]
-        for future in writing:
-            future.result()
+        try:
+            for future in writing:
+                future.result()
+        except BaseException:
+            stop.set()
+            encoders.shutdown(cancel_futures=True)
+            raise
+    for path, target in zip(written, paths.values(), strict=True):
+        shutil.move(path, target)  # a renaming, but for targets on another disk
+
+
+def _until(stop: threading.Event, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The pieces, until somebody wants them to end."""
+    for piece in pieces:
+        if stop.is_set():
+            raise CancelledError
+        yield piece
 
 
 def _key(source: Path, model: Separator, settings: Settings, names: list[str]) -> str:
