@@ -129,3 +129,13 @@ def test_silent_sources_are_found_by_a_detector(tmp_path: Path) -> None:
     assert "4 extracts" in output
     found = [(each.source, each.start_seconds) for each in read_extracts(out)]
     assert found == [("drums", 0.0), ("vocals", 0.0), ("drums", 1.0), ("vocals", 1.0)]
+    (tmp_path / "music" / "broken.wav").write_bytes(b"RIFF and nothing")
+    arguments = ("silent", tmp_path / "detector", tmp_path / "music", "--out", out)
+    output = run(*arguments, "--seconds", 1)
+    assert "left out: " in output
+    assert "broken.wav" in output
+    assert "4 extracts" in output
+    with pytest.raises(ConfigError, match="a length of nan"):
+        run(*arguments, "--seconds", "nan")
+    assert not list(tmp_path.glob("*.part"))
+    assert len(read_extracts(out)) == 4

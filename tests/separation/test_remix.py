@@ -18,6 +18,7 @@ from sonorant.separation.silence_detector import (
     is_silent,
     silence_some,
     threshold_for,
+    thresholds_of,
 )
 from sonorant.training.engine import train
 from sonorant.training.recipe import Recipe, TrainingConfig
@@ -46,6 +47,19 @@ def test_a_threshold_keeps_the_precision_asked_for() -> None:
     assert threshold_for(probabilities, silent, 0.75) == pytest.approx(0.6)
     with pytest.raises(ConfigError, match="no threshold"):
         threshold_for(probabilities, ~silent, 1.0)
+
+
+def test_thresholds_of_a_precision_come_from_validation_songs(tmp_path: Path) -> None:
+    songs = write_manifest(tmp_path)
+    detector = SilenceDetector(DetectorConfig(**SMALL)).eval()
+    found = thresholds_of(detector, songs, precision=0.2, seconds=0.5, extracts=64)
+    assert found.keys() == {"drums", "bass"}
+    assert found == thresholds_of(detector, songs, precision=0.2, seconds=0.5, extracts=64)
+    assert all(0 < threshold < 1 for threshold in found.values())
+    higher = thresholds_of(detector, songs, precision=0.4, seconds=0.5, extracts=64)
+    assert all(higher[source] >= found[source] for source in found)
+    with pytest.raises(ConfigError, match="precision of 1"):
+        thresholds_of(detector, songs, precision=1.1, seconds=0.5, extracts=8)
 
 
 def test_stems_are_silenced_as_often_as_asked() -> None:

@@ -152,25 +152,42 @@ def songs(root: Path, out: Path, licence: str) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--seconds", default=5.0, show_default=True, help="Length of an extract.")
 @click.option("--probability", default=0.95, show_default=True, help="Least, of silence.")
+@click.option("--precision", type=float, help="Find each source's probability for it, on --songs.")
+@click.option("--songs", type=click.Path(path_type=Path), help="Manifest with validation songs.")
 def silent(
-    detector: str, tracks: tuple[Path, ...], out: Path, seconds: float, probability: float
+    detector: str,
+    tracks: tuple[Path, ...],
+    out: Path,
+    seconds: float,
+    probability: float,
+    precision: float | None,
+    songs: Path | None,
 ) -> None:
     """Find extracts of TRACKS (files, folders) in which a source is silent, by a DETECTOR.
 
-    A separator's recipe uses them as settings.silenced.extracts.
+    A separator's recipe uses them as settings.silenced.extracts. Tracks that cannot be read are
+    named, and left out.
     """
     from tqdm import tqdm
 
     from sonorant.data.prepare import AUDIO_SUFFIXES
     from sonorant.separation.remix import find_silent, write_extracts
-    from sonorant.separation.silence_detector import SilenceDetector
+    from sonorant.separation.silence_detector import SilenceDetector, thresholds_of
 
+    if (precision is None) != (songs is None):
+        raise click.UsageError("--precision and --songs go together")
     model = SilenceDetector.from_pretrained(detector)
     inside = [each for track in tracks for each in (sorted(track.rglob("*")) or [track])]
     files = [each for each in inside if each.suffix.lower() in AUDIO_SUFFIXES]
     thresholds = dict.fromkeys(model.config.sources, probability)
+    if precision is not None and songs is not None:
+        thresholds = thresholds_of(model, songs, precision, seconds)
+        click.echo(", ".join(f"{source} from {p:.3f}" for source, p in thresholds.items()))
     listened = tqdm(files, desc="listening", unit="track")
-    count = write_extracts(out, find_silent(model, listened, seconds, thresholds))
+    skipped: list[object] = []
+    count = write_extracts(out, find_silent(model, listened, seconds, thresholds, skipped.append))
+    for reason in skipped:
+        click.echo(f"left out: {reason}", err=True)
     click.echo(f"wrote {out}: {count} extracts")
 
 

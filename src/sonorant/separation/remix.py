@@ -9,7 +9,8 @@ are our own, since no code of it was published.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from sonorant.audio import blocks, info
 from sonorant.data.songs import MIXTURE, Song
-from sonorant.errors import ConfigError
+from sonorant.errors import AudioError, ConfigError
 from sonorant.separation.augment import Augmentation, augment
 from sonorant.separation.blocks import center_trim
 from sonorant.separation.silence_detector import SilenceDetector
@@ -60,34 +61,50 @@ def find_silent(
     tracks: Iterable[Path],
     seconds: float = 5.0,
     thresholds: dict[str, float] | None = None,
+    skip: Callable[[AudioError], object] | None = None,
 ) -> Iterator[SilentExtract]:
-    """Extracts, side by side, in which a source is silent with a probability above its threshold.
+    """Extracts, side by side, in which a source is silent with a probability of its threshold.
 
-    thresholds: by source, 0.95 where it has none; `threshold_for` finds those of a precision.
-    Extracts that are silent altogether are left out. Raises: AudioError as `read`.
+    thresholds: by source, 0.95 where it has none; `thresholds_of` finds those of a precision.
+    skip: hears of tracks that cannot be read, which are then left out.
+    Extracts that are silent altogether are left out. Raises: AudioError as `read`, without `skip`;
+    ConfigError for an impossible length.
     """
+    if not 0 < seconds < math.inf or round(seconds * detector.config.sample_rate) < 1:
+        raise ConfigError(f"an extract cannot have a length of {seconds} s")
+    for track in tracks:
+        try:
+            yield from _silent_in(track, detector, seconds, thresholds or {})
+        except AudioError as error:
+            if skip is None:
+                raise
+            skip(error)
+
+
+def _silent_in(
+    track: Path, detector: SilenceDetector, seconds: float, thresholds: dict[str, float]
+) -> Iterator[SilentExtract]:
     config = detector.config
     frames = round(seconds * config.sample_rate)
-    for track in tracks:
-        mean, std = _level(track, config.sample_rate, config.audio_channels)
-        if std == 0:
+    mean, std = _level(track, config.sample_rate, config.audio_channels)
+    if std == 0:
+        return
+    sound = blocks(track, frames, 0, config.sample_rate, config.audio_channels)
+    for number, block in enumerate(sound):
+        extract = (block.samples - mean) / std
+        if extract.shape[-1] < frames or float(extract.std()) < 0.1:  # 20 dB below the track
             continue
-        sound = blocks(track, frames, 0, config.sample_rate, config.audio_channels)
-        for number, block in enumerate(sound):
-            extract = (block.samples - mean) / std
-            if extract.shape[-1] < frames or float(extract.std()) < 0.1:  # 20 dB below the track
-                continue
-            for source, probability in _probabilities(detector, extract).items():
-                if probability > (thresholds or {}).get(source, 0.95):
-                    yield SilentExtract(
-                        path=str(track.absolute()),
-                        source=source,
-                        start_seconds=number * frames / config.sample_rate,
-                        seconds=seconds,
-                        probability=round(probability, 4),
-                        mean=mean,
-                        std=std,
-                    )
+        for source, probability in _probabilities(detector, extract).items():
+            if probability >= thresholds.get(source, 0.95):
+                yield SilentExtract(
+                    path=str(track.absolute()),
+                    source=source,
+                    start_seconds=number * frames / config.sample_rate,
+                    seconds=seconds,
+                    probability=round(probability, 4),
+                    mean=mean,
+                    std=std,
+                )
 
 
 @torch.no_grad()
@@ -111,11 +128,14 @@ def _level(track: Path, sample_rate: int, channels: int) -> tuple[float, float]:
 def write_extracts(path: Path, extracts: Iterable[SilentExtract]) -> int:
     """Write extracts as JSON Lines, whole or not at all; how many there were."""
     part, count = path.with_name(path.name + ".part"), 0
-    with part.open("wb") as file:
-        for extract in extracts:
-            file.write(msgspec.json.encode(extract) + b"\n")
-            count += 1
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            for extract in extracts:
+                file.write(msgspec.json.encode(extract) + b"\n")
+                count += 1
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return count
 
 
