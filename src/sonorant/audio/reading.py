@@ -1,4 +1,7 @@
-"""Reading sound files through libsndfile, and finding everything that can be wrong with them."""
+"""Reading sound files through libsndfile, and finding everything that can be wrong with them.
+
+Files that it does not know, such as .m4a, go through PyAV (`streams.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 
 from sonorant.audio import mpeg
 from sonorant.audio.sound import BLOCK_FRAMES, Audio, Converter, Samples, check_finite, check_rate
+from sonorant.audio.streams import SUFFIXES, StreamReader
 from sonorant.errors import AudioError
 
 GUESS_MARGIN = 4 * 1152  # samples by which libsndfile may guess the length of an MP3 too short
@@ -23,7 +27,8 @@ UNKNOWN_BYTES = {0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a sound file holds. `frames` counts samples per channel; `encoding` as in libsndfile."""
+    """What a sound file holds. `frames` counts samples per channel; `format` and `encoding` are
+    called as in libsndfile, or in FFmpeg for what that reads."""
 
     frames: int
     sample_rate: int
@@ -42,11 +47,13 @@ def info(path: str | Path) -> AudioInfo:
     Reads the whole file only if its header does not say how long it is.
     Raises: AudioError if it is missing, damaged, cut short or no sound file.
     """
-    with Reader(path) as reader:
-        file, frames = reader.file, reader.frames
+    with _opened(path) as reader:
+        frames = reader.frames
         if frames is None:
             frames = sum(block.shape[1] for block in reader.pieces())
-        return AudioInfo(frames, file.samplerate, file.channels, file.format, file.subtype)
+        return AudioInfo(
+            frames, reader.sample_rate, reader.channels, reader.format, reader.encoding
+        )
 
 
 def read(path: str | Path, tolerant: bool = False) -> Audio:
@@ -56,9 +63,9 @@ def read(path: str | Path, tolerant: bool = False) -> Audio:
     Raises: AudioError if the file is missing, empty, damaged, cut short or no sound file, or holds
     NaN or infinite samples.
     """
-    with Reader(path, tolerant) as reader:
+    with _opened(path, tolerant) as reader:
         samples = np.concatenate(list(reader.pieces()), axis=1)
-        return Audio(torch.from_numpy(samples), reader.file.samplerate)
+        return Audio(torch.from_numpy(samples), reader.sample_rate)
 
 
 def blocks(
@@ -78,8 +85,8 @@ def blocks(
     """
     if not 0 <= overlap < frames:
         raise AudioError(f"blocks of {frames} samples cannot overlap by {overlap}")
-    with Reader(path, tolerant) as reader:
-        old_rate, old_channels = reader.file.samplerate, reader.file.channels
+    with _opened(path, tolerant) as reader:
+        old_rate, old_channels = reader.sample_rate, reader.channels
         rate, count = sample_rate or old_rate, channels or old_channels
         converter = Converter(old_rate, rate, old_channels, count)
         waiting: list[Samples] = []
@@ -96,6 +103,17 @@ def blocks(
             waiting, held = [joined], joined.shape[1]
         if held > repeated:
             yield Audio(torch.from_numpy(np.concatenate(waiting, axis=1)), rate)
+
+
+def _opened(path: str | Path, tolerant: bool = False) -> Reader | StreamReader:
+    """A file by what libsndfile makes of it, or PyAV, if its name ends as such files' do."""
+    try:
+        return Reader(path, tolerant)
+    except AudioError as error:
+        unknown = isinstance(error.__cause__, soundfile.LibsndfileError)
+        if not unknown or Path(path).suffix.lower() not in SUFFIXES:
+            raise
+    return StreamReader(path, tolerant)
 
 
 class _ForwardFile(soundfile.SoundFile):
@@ -123,8 +141,12 @@ class Reader:
                 f"{path} is not a sound file (WAV, FLAC, MP3, Ogg Vorbis, Ogg Opus), or is damaged"
                 f": {reason_of(error)}"
             ) from error
+        self.sample_rate: int = self.file.samplerate
+        self.channels: int = self.file.channels
+        self.format: str = self.file.format
+        self.encoding: str = self.file.subtype
         try:
-            check_rate(self.file.samplerate, str(path))
+            check_rate(self.sample_rate, str(path))
             self.frames = self._promised_frames()
         except BaseException:
             self.file.close()

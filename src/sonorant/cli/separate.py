@@ -26,7 +26,7 @@ ENDINGS = ("flac", "mp3", "opus", "ogg")
 """Of stems that are not WAV, each an option."""
 SOUND_SUFFIXES = {
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"),
-    *(".m4a", ".mp4", ".aac", ".webm"),  # which are read, or refused by name
+    *(".m4a", ".mp4", ".aac", ".webm"),  # with PyAV, and refused by name without
 }
 """Of files that are taken from folders; a file that is named may have any."""
 
