@@ -41,7 +41,9 @@ def test_a_model_is_measured_while_it_separates(sonorant: CommandLine) -> None:
     tiny_model().save_pretrained(sonorant.folder / "separator")
     command = ("evaluate", "separation", "separator", "songs", "--no-bss", "--shifts", "1")
     assert sonorant.run(*command) == 0
-    assert [cells(line)[0] for line in sonorant.out.splitlines()] == ["dB", "SDR of songs"]
+    *table, note = sonorant.out.splitlines()
+    assert [cells(line)[0] for line in table] == ["dB", "SDR of songs"]
+    assert "converted to the songs' rate and channels: First (8000 Hz, 2 channel(s))" in note
 
 
 def test_silent_frames_are_told(sonorant: CommandLine) -> None:

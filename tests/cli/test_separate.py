@@ -106,6 +106,34 @@ def test_folders_and_several_files(separator: CommandLine) -> None:
     assert info("separated/tiny/two/drums.wav").sample_rate == RATE
 
 
+def test_stems_in_the_folder_are_no_sounds_the_next_time(separator: CommandLine) -> None:
+    sound(separator.folder / "album" / "one.wav")
+    sound(separator.folder / "album" / ".hidden.wav")
+    (separator.folder / "album" / "folder.wav").mkdir()
+    for _ in range(2):
+        assert separator.run("separate", "album", "-n", "tiny", "-o", "album/stems") == 0
+        assert separator.out.count("times real time") == 1
+    assert len(made(separator.folder / "album" / "stems")) == len(STEMS)
+
+
+def test_tracks_of_one_name_go_to_folders_of_their_own(separator: CommandLine) -> None:
+    for disc in ("d1", "d2"):
+        sound(separator.folder / "album" / disc / "01.wav")
+    assert separator.run("separate", "album", "-n", "tiny") == 2
+    assert "begin --filename with {folder}/" in separator.err
+    template = "{folder}/{track}.{stem}.{ext}"
+    assert separator.run("separate", "album", "-n", "tiny", "--filename", template) == 0
+    assert "tiny/d2/01.bass.wav" in made(separator.folder / "separated")
+
+
+def test_long_titles_are_separated(separator: CommandLine) -> None:
+    name = "長" * 83 + ".wav"  # 253 bytes
+    sound(separator.folder / "x.wav")
+    (separator.folder / "x.wav").rename(separator.folder / name)
+    assert separator.run("separate", name, "-n", "tiny") == 0
+    assert len(made(separator.folder / "separated")) == len(STEMS)
+
+
 def test_existing_stems_are_skipped_on_demand(separator: CommandLine) -> None:
     options = ("separate", "song.wav", "-n", "tiny")
     assert separator.run(*options) == 0

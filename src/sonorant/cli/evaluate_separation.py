@@ -247,6 +247,9 @@ def notes(evaluation: Evaluation) -> list[str]:
     found = []
     if silent:
         found.append(f"frames not scored, as a source is silent in them: {_listed(silent)}")
+    converted = {song.name: song.converted for song in evaluation.songs if song.converted}
+    if converted:
+        found.append(f"estimates converted to the songs' rate and channels: {_listed(converted)}")
     if other_length:
         found.append(f"samples added (+) to or cut (-) from estimates: {_listed(other_length)}")
     return found

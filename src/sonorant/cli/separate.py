@@ -104,8 +104,10 @@ def separate(sounds: tuple[Path, ...], **given: Any) -> None:
     """Take SOUNDS, files or folders of them, apart into stems.
 
     They are written to OUT/MODEL/FILENAME, where {track}, {trackext}, {stem} and {ext} stand for
-    what they say. With --stream, raw samples come from the standard input and go to the standard
-    output, all stems next to each other in every frame.
+    what they say, and {folder} for where in a folder of SOUNDS a file was.
+
+    With --stream, raw samples come from the standard input and go to the standard output, all stems
+    next to each other in every frame.
     """
     if given["list_models"]:
         _list_models(given["repo"])
@@ -116,7 +118,8 @@ def separate(sounds: tuple[Path, ...], **given: Any) -> None:
         raise click.UsageError("--stream takes its sound from the standard input, not from files")
     _check_given(given)
     encoding, settings = _encoding(given), _settings(given)
-    files = list(_sound_files(sounds))
+    folders = dict(_sound_files(sounds, given["out"]))
+    files = list(folders)
     model = _model(given)
     selection = _selection(given, model)
     if given["stream"]:
@@ -131,7 +134,8 @@ def separate(sounds: tuple[Path, ...], **given: Any) -> None:
             given["segment"],
         )
         return
-    layout = _Layout(given["out"] / Path(str(model.name)).name, given["filename"], encoding.ending)
+    folder = given["out"] / Path(str(model.name)).name
+    layout = _Layout(folder, given["filename"], encoding.ending, folders)
     layout.check(files, selection.names(model))
     run = _Run(layout, model, settings, selection, encoding, given["jobs"], given["skip_existing"])
     run.separate_all(files)
@@ -230,23 +234,34 @@ def _model(given: dict[str, Any]) -> Separator:
     return model
 
 
-def _sound_files(sounds: tuple[Path, ...]) -> Iterator[Path]:
-    """The files, and those in the folders that look like sound."""
+def _sound_files(sounds: tuple[Path, ...], out: Path) -> Iterator[tuple[Path, Path]]:
+    """The files, and those in the folders that look like sound and are no stems of an earlier run;
+    each with where in its folder it is."""
+    made = out.resolve()
     for path in sounds:
         if not path.is_dir():
-            yield path
+            yield path, Path()
             continue
-        inside = [each for each in path.rglob("*") if each.suffix.lower() in SOUND_SUFFIXES]
+        inside = [
+            each
+            for each in path.rglob("*")
+            if each.suffix.lower() in SOUND_SUFFIXES
+            and each.is_file()
+            and not each.name.startswith(".")
+            and made not in each.resolve().parents
+        ]
         if not inside:
             raise SonorantError(f"there is no sound file in the folder {path}")
-        yield from sorted(inside)
+        for each in sorted(inside):
+            yield each, each.parent.relative_to(path)
 
 
 class _Layout:
-    """Where stems go."""
+    """Where stems go. folders: of each sound, where it was in the folder that was named."""
 
-    def __init__(self, folder: Path, template: str, ending: str) -> None:
+    def __init__(self, folder: Path, template: str, ending: str, folders: dict[Path, Path]) -> None:
         self._folder, self._template, self._ending = folder, template, ending
+        self._folders = folders
 
     def target(self, source: Path, stem: str) -> Path:
         """Raises: SonorantError for a template that asks for something else."""
@@ -255,13 +270,14 @@ class _Layout:
             "trackext": source.suffix.lstrip("."),
             "stem": stem,
             "ext": self._ending,
+            "folder": str(self._folders[source]),
         }
         try:
             return self._folder / self._template.format(**words)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise SonorantError(
-                f"--filename {self._template!r} can hold {{track}}, {{trackext}}, {{stem}} and "
-                f"{{ext}}, and nothing else in braces"
+                f"--filename {self._template!r} can hold {{track}}, {{trackext}}, {{stem}}, "
+                f"{{ext}} and {{folder}}, and nothing else in braces"
             ) from error
 
     def check(self, files: list[Path], stems: list[str]) -> None:
@@ -276,7 +292,7 @@ class _Layout:
                 if target in taken:
                     raise SonorantError(
                         f"{taken[target]} and {source} ({stem}) would both be written to {target}; "
-                        "choose another --filename, or separate them apart"
+                        "begin --filename with {folder}/, or separate them apart"
                     )
                 if target.resolve() in sources:
                     raise SonorantError(f"{target} is one of the sounds, and would be replaced")

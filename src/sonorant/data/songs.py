@@ -110,10 +110,13 @@ def song_of(
     files: Mapping[str, str | Path],
     licence: str = "",
     attribution: str = "",
+    *,
+    measure_level: bool = True,
 ) -> Song:
     """A song by its files, whose length, rate and level are measured.
 
     The mixture is read where `files` has it, else it is the sum of the others.
+    measure_level: False leaves mean 0 and deviation 1, and reads no sound.
     Raises: AudioError if a file cannot be read, or stems differ in rate or length.
     """
     paths = {source: str(file) for source, file in files.items()}
@@ -129,6 +132,8 @@ def song_of(
         licence=licence,
         attribution=attribution,
     )
+    if not measure_level:
+        return song
     mean, std = _level(song)
     return msgspec.structs.replace(song, mean=mean, std=std)
 

@@ -75,6 +75,7 @@ class SongScores(msgspec.Struct, frozen=True):
     """One song. silent_frames: how many of `frames` are not scored, a source being silent there.
 
     padded_samples: how much longer the song is than its estimates at most; negative: shorter.
+    converted: rate and channels of an estimate that were not the song's, or "".
     """
 
     name: str
@@ -83,6 +84,7 @@ class SongScores(msgspec.Struct, frozen=True):
     frames: int
     silent_frames: int
     padded_samples: int
+    converted: str = ""
 
 
 class Total(msgspec.Struct, frozen=True):
@@ -110,7 +112,7 @@ def find_references(folder: Path) -> list[Song]:
     Raises: ConfigError if there are none, AudioError for stems that do not fit together.
     """
     inside = folder / "test" if (folder / "test").is_dir() else folder
-    songs = [song_of(name, "test", files) for name, files in songs_in(inside)]
+    songs = [song_of(name, "test", files, measure_level=False) for name, files in songs_in(inside)]
     if not songs:
         raise ConfigError(f"{inside} holds no songs: it needs a folder for each, with SOURCE.wav")
     return songs
@@ -237,6 +239,10 @@ def score_song(
     """The figures of one song. Raises: AudioError for an estimate that is empty or not finite."""
     true = torch.stack([audio.samples for audio in references.values()])
     channels, samples = true.shape[1:]
+    converted = ""
+    for estimate in (estimates[source] for source in references):
+        if (estimate.sample_rate, estimate.channels) != (song.sample_rate, channels):
+            converted = f"{estimate.sample_rate} Hz, {estimate.channels} channel(s)"
     guesses = [
         estimates[source].check().to(song.sample_rate, channels).samples for source in references
     ]
@@ -263,6 +269,7 @@ def score_song(
         frames=len(scored),
         silent_frames=int(scored.isnan().sum()),
         padded_samples=max((samples - each.shape[-1] for each in guesses), key=abs),
+        converted=converted,
     )
 
 

@@ -7,6 +7,7 @@ of each is known, in the form asked for. Files appear whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -100,7 +101,8 @@ def separate_file(
         raise ConfigError(f"jobs must be 0 or more, got {jobs}")
     _check(source, model, encoding)
     first = paths[names[0]]
-    work = first.parent / f".{first.stem}.{Path(source).name}.unfinished"
+    told = hashlib.sha256(f"{first.name}/{Path(source).name}".encode()).hexdigest()[:12]
+    work = first.parent / f".{first.stem[:40]}.{told}.unfinished"  # file names have 255 bytes
     unfinished = UnfinishedStems(work, names, model.audio_channels)
     try:
         for path in paths.values():
@@ -116,6 +118,8 @@ def separate_file(
         raise AudioError(
             f"cannot write the stems of {source}: {error}{_left(unfinished)}"
         ) from error
+    except AudioError as error:
+        raise AudioError(f"{error}{_left(unfinished)}") from error
     except (SonorantError, KeyboardInterrupt):
         _left(unfinished)
         raise
