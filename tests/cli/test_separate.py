@@ -202,6 +202,8 @@ def test_a_model_that_is_no_separator_is_refused(separator: CommandLine) -> None
         ("song.wav", "-s", "tiny"),
         ("song.wav", "-j", "-1"),
         ("song.wav", "--hop", "1"),
+        ("--stream", "--shifts", "2"),
+        ("--stream", "--flac"),
         ("song.wav", "--mp3-preset", "3"),
     ],
 )

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from sonorant.separation.stem_files import Encoding
 
 DEFAULT_MODEL = "htdemucs"
+OF_STREAM = ("stream_format", "hop", "lookahead")
+OF_FILES = (
+    *("shifts", "overlap", "no_split", "batch_size", "seed", "out", "filename", "int24", "float32"),
+    *("clip_mode", "flac", "mp3", "opus", "ogg", "jobs", "skip_existing"),
+)
 ENDINGS = ("flac", "mp3", "opus", "ogg")
 """Of stems that are not WAV, each an option."""
 SOUND_SUFFIXES = {
@@ -166,9 +171,12 @@ def _check_given(given: dict[str, Any]) -> None:
 
     if given["sig"] is not None and is_given("name"):
         raise click.UsageError("--sig and --name exclude each other")
-    for name in ("stream_format", "hop", "lookahead"):
+    for name in OF_STREAM:
         if is_given(name) and not given["stream"]:
             raise click.UsageError(f"--{name.replace('_', '-')} is of --stream")
+    for name in OF_FILES:
+        if is_given(name) and given["stream"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of files, not of --stream")
     for name in ("mp3_bitrate", "mp3_preset"):
         if is_given(name) and not given["mp3"]:
             raise click.UsageError(f"--{name.replace('_', '-')} is of --mp3")

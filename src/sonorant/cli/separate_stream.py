@@ -81,7 +81,7 @@ def separate_stream(
         stems = live.push(samples)
         took = time.perf_counter() - begin
         _send(raw.encoded(selection.chosen(stems, samples)))
-        if took > hop_seconds and not told:
+        if took > max(hop_seconds, READ_SECONDS) and not told:
             told = True
             click.echo(
                 f"slower than the sound: a step of {hop_seconds:g} s took {took:.1f} s; a longer "

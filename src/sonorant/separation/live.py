@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sonorant.errors import ConfigError, ShapeError
+from sonorant.errors import AudioError, ConfigError, ShapeError
 from sonorant.separation.apply import apply, stem_names
 from sonorant.separation.mixture import LevelSums
 from sonorant.separation.separator import Separator
@@ -21,6 +21,7 @@ from sonorant.separation.settings import Settings
 
 HOP_SECONDS = 1.0
 LOOKAHEAD_SECONDS = 0.5
+MOST_SECONDS = 3600.0
 FADE_SECONDS = 0.05
 """From one step's stems to the next one's; at most the lookahead."""
 
@@ -44,6 +45,9 @@ class LiveSeparator:
         window_seconds: float | None = None,
     ) -> None:
         rate = model.sample_rate
+        for seconds in (hop_seconds, lookahead_seconds, window_seconds or 0.0):
+            if not 0 <= seconds < MOST_SECONDS:
+                raise ConfigError(f"a time of {seconds} s is none to separate live with")
         self.model, self.stems = model, stem_names(model, stems)
         self.hop_samples, self._lookahead = int(hop_seconds * rate), int(lookahead_seconds * rate)
         self._fade = min(int(FADE_SECONDS * rate), self._lookahead)
@@ -70,12 +74,17 @@ class LiveSeparator:
     def push(self, samples: Tensor) -> Tensor:
         """The stems `[stems, channels, time']` that the next samples `[channels, time]` make ready.
 
-        Raises: ShapeError for samples of another shape.
+        Raises: ShapeError for samples of another shape; AudioError for some that are not finite,
+        of which nothing is taken.
         """
         if samples.dim() != 2 or samples.shape[0] != self.model.audio_channels:
             raise ShapeError(
                 f"live sound must be [{self.model.audio_channels}, time], got {list(samples.shape)}"
             )
+        if not bool(samples.isfinite().all()):
+            wrong = int((~samples.isfinite()).any(dim=0).nonzero()[0])
+            at = self._received + self._waiting.shape[1] + wrong
+            raise AudioError(f"the sound is not finite at sample {at}")
         self._waiting = torch.cat([self._waiting, samples], dim=1)
         ready = []
         while self._waiting.shape[1] >= self.hop_samples:
