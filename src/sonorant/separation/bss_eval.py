@@ -140,22 +140,26 @@ def _score_track(
     signals: Signals, spans: Sequence[slice], pairs: Pairs, config: BssEvalConfig
 ) -> Tensor:
     """Ratios `[4, pairs, frames]`, with filters of the whole track."""
-    correlations = [signals.correlate(span, config.taps) for span in spans]
+    shape = (len(spans), config.taps, signals.references, 2 * signals.references)
+    correlations = signals.sources.new_empty(shape, dtype=torch.float64)
+    for span, target in zip(spans, correlations, strict=True):
+        target.copy_(signals.correlate(span, config.taps))
     whole = _joined(signals, spans, correlations, config.taps)
     filters = DistortionFilters.fit(whole, len(signals.sources), pairs)
     return _score_frames(signals, spans, correlations, filters, pairs, config.images)
 
 
-def _joined(
-    signals: Signals, spans: Sequence[slice], correlations: Sequence[Tensor], taps: int
-) -> Tensor:
-    """The whole track's correlations: of frames, where they follow each other, and across them."""
+def _joined(signals: Signals, spans: Sequence[slice], correlations: Tensor, taps: int) -> Tensor:
+    """The whole track's correlations: of frames, where they follow each other, and across them.
+
+    correlations: `[frames, taps, references, rows]`.
+    """
     following = all(one.stop == other.start for one, other in pairwise(spans))
     if not following or spans[0].stop < taps:
         return signals.correlate(slice(0, signals.samples), taps)
     rest = slice(spans[-1].stop, signals.samples)
     edges = [span.stop for span in spans if span.stop < signals.samples]
-    whole = torch.stack(list(correlations)).sum(dim=0)
+    whole = correlations.sum(dim=0)
     if edges:
         whole += signals.correlate_across(edges, taps)
     if rest.start < rest.stop:
@@ -166,7 +170,7 @@ def _joined(
 def _score_frames(
     signals: Signals,
     spans: Sequence[slice],
-    correlations: Sequence[Tensor],
+    correlations: Tensor,
     filters: DistortionFilters,
     pairs: Pairs,
     images: bool,
@@ -174,7 +178,7 @@ def _score_frames(
     """Ratios `[4, pairs, frames]` from the frames' correlations; where digits are lost, anew."""
     combinations = _combinations(signals, filters, pairs, images)
     squares = torch.stack([signals.squares(span) for span in spans])
-    energies, sizes = combinations.energies(torch.stack(list(correlations)), squares)
+    energies, sizes = combinations.energies(correlations, squares)
     lost = (energies < TRUSTED * sizes).any(dim=1)
     both = energies.unflatten(1, (4, 2, len(pairs)))
     ratios = torch.stack(
