@@ -262,3 +262,22 @@ def test_live_stems_as_16_bit_samples(
     )
     assert status == 0
     assert len(out.getvalue()) == 4000 * 4 * 2
+
+
+def test_live_stems_come_before_more_sound_does(separator: CommandLine) -> None:
+    """However the bytes arrive, half frames among them, what is due comes out at once."""
+    command = [sys.executable, "-m", "sonorant.cli.main", "separate", "--stream", "-n", "tiny"]
+    options = ["--two-stems", "bass", "--hop", "0.02", "--lookahead", "0", "--segment", "0.1"]
+    samples = np.random.default_rng(2).normal(0, 0.1, (170, 2)).astype("<f4").tobytes()
+    with subprocess.Popen(
+        [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for piece in (samples[:5], samples[5:]):  # 170 frames hold one hop of 160
+            process.stdin.write(piece)
+            process.stdin.flush()
+        assert len(process.stdout.read(160 * 4 * 4)) == 160 * 4 * 4
+        process.stdin.close()
+        assert len(process.stdout.read()) == 10 * 4 * 4
+        assert process.wait() == 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMATS = {"f32le": "<f4", "s16le": "<i2"}
 """Names that ffmpeg has, and numpy's."""
 FULL_SCALE = 2**15  # of 16-bit samples
-READ_SECONDS = 0.05  # of sound at once
+READ_BYTES = 2**16  # at once, or as many as are there
 
 
 class RawSamples:
@@ -74,14 +74,16 @@ def separate_stream(
         "time that computing takes",
         err=True,
     )
-    told = False
-    while data := sys.stdin.buffer.read(int(READ_SECONDS * rate) * raw.frame_bytes):
+    told, held = False, b""
+    while data := sys.stdin.buffer.read1(READ_BYTES):
         begin = time.perf_counter()
-        samples = raw.decoded(data)
+        held += data
+        samples = raw.decoded(held)
+        held = held[samples.shape[1] * raw.frame_bytes :]  # the start of a frame
         stems = live.push(samples)
         took = time.perf_counter() - begin
         _send(raw.encoded(selection.chosen(stems, samples)))
-        if took > max(hop_seconds, READ_SECONDS) and not told:
+        if took > max(hop_seconds, samples.shape[1] / rate) and not told:
             told = True
             click.echo(
                 f"slower than the sound: a step of {hop_seconds:g} s took {took:.1f} s; a longer "
