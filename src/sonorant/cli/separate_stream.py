@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 import numpy as np
@@ -75,7 +76,8 @@ def separate_stream(
         err=True,
     )
     told, held = False, b""
-    while data := sys.stdin.buffer.read1(READ_BYTES):
+    source = cast(io.BufferedReader, sys.stdin.buffer)
+    while data := source.read1(READ_BYTES):
         begin = time.perf_counter()
         held += data
         samples = raw.decoded(held)
