@@ -104,6 +104,7 @@ def test_a_song_with_a_silent_source_counts_for_the_whole_sdr_only(tmp_path: Pat
     assert evaluation.songs[0].sources["drums"].medians["sdr"] is None
     assert evaluation.totals["drums"]["sdr"].songs == 1
     assert evaluation.totals["drums"]["global_sdr"].songs == 2
+    assert [song.silent_sources for song in evaluation.songs] == [("bass",), ()]
 
 
 def test_the_accompaniment_is_scored_against_the_vocals(songs: Path, tmp_path: Path) -> None:
@@ -147,6 +148,14 @@ def test_other_files_beside_the_estimates_do_not_matter(songs: Path, tmp_path: P
     assert (
         found.totals == evaluate_separation("mine", references, from_folder(folder), CHEAP).totals
     )
+
+
+def test_settings_of_a_model_are_refused_where_there_is_none(tmp_path: Path) -> None:
+    for what in ("mixture", str(tmp_path)):
+        with pytest.raises(ConfigError, match="no use for overlap"):
+            estimates_of(what, overlap=0.5)
+        with pytest.raises(ConfigError, match="no use for repo"):
+            estimates_of(what, tmp_path)
 
 
 def test_an_oracle_stands_above_the_mixture(songs: Path) -> None:

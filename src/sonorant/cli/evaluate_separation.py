@@ -117,7 +117,7 @@ def leaderboard(
     with --only-musdb. Board B takes all. Ranked by the mean SDR of whole songs.
     """
     from sonorant.errors import ConfigError
-    from sonorant.separation.evaluation import Plan
+    from sonorant.separation.evaluation import Plan, is_model
     from sonorant.separation.leaderboard import BOARDS, board, entry_of
 
     check_targets(json_path)
@@ -125,9 +125,10 @@ def leaderboard(
     if missing := set(only_musdb) - {entry.name for entry in listed}:
         raise ConfigError(f"--only-musdb names no entry: {', '.join(sorted(missing))}")
     plan, found = Plan(bss=False), _songs(songs)
-    scored = [
-        (entry, _evaluate(entry.name, entry.what, found, plan, repo, settings)) for entry in listed
-    ]
+    scored = []
+    for entry in listed:
+        given = (repo, settings) if is_model(entry.what) else (None, {})
+        scored.append((entry, _evaluate(entry.name, entry.what, found, plan, *given)))
     names = () if no_baselines else (LOWER_BOUND, *UPPER_BOUNDS)
     baselines = [_evaluate(name, name, found, plan, None, {}) for name in names]
     boards = {which: board(which, scored, baselines) for which in BOARDS}
@@ -248,6 +249,15 @@ def notes(evaluation: Evaluation) -> list[str]:
     if silent:
         found.append(f"frames not scored, as a source is silent in them: {_listed(silent)}")
     converted = {song.name: song.converted for song in evaluation.songs if song.converted}
+    throughout = {
+        song.name: ", ".join(song.silent_sources)
+        for song in evaluation.songs
+        if song.silent_sources
+    }
+    if throughout:
+        found.append(
+            "silent throughout, so that the SDR of the song means nothing: " + _listed(throughout)
+        )
     if converted:
         found.append(f"estimates converted to the songs' rate and channels: {_listed(converted)}")
     if other_length:

@@ -76,6 +76,7 @@ class SongScores(msgspec.Struct, frozen=True):
 
     padded_samples: how much longer the song is than its estimates at most; negative: shorter.
     converted: rate and channels of an estimate that were not the song's, or "".
+    silent_sources: those that are silent throughout, whose SDR means nothing.
     """
 
     name: str
@@ -85,6 +86,7 @@ class SongScores(msgspec.Struct, frozen=True):
     silent_frames: int
     padded_samples: int
     converted: str = ""
+    silent_sources: tuple[str, ...] = ()
 
 
 class Total(msgspec.Struct, frozen=True):
@@ -194,14 +196,22 @@ def estimates_of(what: str, repo: Path | None = None, **settings: Any) -> Estima
     """From a baseline's name, a folder with a folder of estimates for each song, or a model.
 
     repo: a folder of packages in which a model is looked for. settings: how a model is applied.
-    Raises: CheckpointError if there is no such model; ConfigError for settings it cannot have.
+    Raises: CheckpointError if there is no such model; ConfigError for settings it cannot have, or
+    any where there is no model.
     """
-    if what in BASELINES:
-        return from_baseline(what)
+    if is_model(what):
+        return from_model(load_separator(what, repo), **settings)
+    if settings or repo is not None:
+        given = ", ".join([*settings, *(["repo"] if repo is not None else [])])
+        raise ConfigError(f"{what} is no model, and has no use for {given}")
+    return from_baseline(what) if what in BASELINES else from_folder(Path(what))
+
+
+def is_model(what: str) -> bool:
+    """Whether it is neither a baseline nor a folder of estimates."""
     folder = Path(what)
-    if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
-        return from_folder(folder)
-    return from_model(load_separator(what, repo), **settings)
+    is_folder = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
+    return what not in BASELINES and not is_folder
 
 
 def evaluate_separation(
@@ -270,6 +280,9 @@ def score_song(
         silent_frames=int(scored.isnan().sum()),
         padded_samples=max((samples - each.shape[-1] for each in guesses), key=abs),
         converted=converted,
+        silent_sources=tuple(
+            source for source, audio in references.items() if not audio.samples.any()
+        ),
     )
 
 
