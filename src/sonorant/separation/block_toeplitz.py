@@ -38,16 +38,17 @@ class Factor:
         x = right.clone()
         size = self.rows[0].shape[1]
         with one_thread():
-            for index, row in enumerate(self.rows):
+            inverses = torch.linalg.inv_ex(torch.stack([row[:, :, :size] for row in self.rows]))[0]
+            for index, (row, inverse) in enumerate(zip(self.rows, inverses, strict=True)):
                 here = slice(index * size, (index + 1) * size)
-                diagonal = row[:, :, :size].transpose(1, 2)
-                x[:, here] = torch.linalg.solve_ex(diagonal, x[:, here])[0]
+                x[:, here] = inverse.transpose(1, 2) @ x[:, here]
                 below = row[:, :, size:].transpose(1, 2)
                 x[:, here.stop :].baddbmm_(below, x[:, here], alpha=-1)
-            for index, row in reversed(list(enumerate(self.rows))):
+            for index in reversed(range(len(self.rows))):
                 here = slice(index * size, (index + 1) * size)
-                known = torch.baddbmm(x[:, here], row[:, :, size:], x[:, here.stop :], alpha=-1)
-                x[:, here] = torch.linalg.solve_ex(row[:, :, :size], known)[0]
+                later = self.rows[index][:, :, size:]
+                known = torch.baddbmm(x[:, here], later, x[:, here.stop :], alpha=-1)
+                x[:, here] = inverses[index] @ known
         return x
 
 
@@ -104,9 +105,11 @@ def factorize(blocks: Tensor) -> Factor | None:
             p = p[:, :, :-size]
             reflection, failed = torch.linalg.solve_ex(p[:, :, :size], q[:, :, :size], left=False)
             mirrored = reflection.transpose(1, 2)
-            left, singular = torch.linalg.cholesky_ex(identity - mirrored @ reflection)
-            right, indefinite = torch.linalg.cholesky_ex(identity - reflection @ mirrored)
-            failures.append(failed | singular | indefinite)
+            inner = torch.baddbmm(identity, mirrored, reflection, alpha=-1)
+            outer = torch.baddbmm(identity, reflection, mirrored, alpha=-1)
+            left, singular = torch.linalg.cholesky_ex(inner)
+            right, indefinite = torch.linalg.cholesky_ex(outer)
+            failures += (failed, singular, indefinite)
             inverse = torch.linalg.solve_triangular(left, identity, upper=False)
             p = inverse @ torch.baddbmm(p, mirrored, q, alpha=-1)
             rows.append(p)
