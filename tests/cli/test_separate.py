@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sonorant.audio import Audio, info, read, write
 from sonorant.separation.demucs_v3 import DemucsV3, DemucsV3Config
@@ -230,10 +231,13 @@ def test_models_are_listed(separator: CommandLine) -> None:
 def test_models_of_a_repository_are_listed_by_what_n_takes(separator: CommandLine) -> None:
     folder = separator.folder / "models"
     folder.mkdir()
-    for name in ("bag.yaml", "aaaa0001-12345678.th", "aaaa0003.safetensors", "notes.txt"):
+    for name in ("bag.yaml", "aaaa0001-12345678.th", "b.th.gz", "damaged.safetensors", "notes.txt"):
         (folder / name).write_text("")
+    said = {"klass": "demucs.hdemucs.HDemucs"}
+    save_file({"a": torch.zeros(1)}, folder / "aaaa0003.safetensors", metadata=said)
+    save_file({"a": torch.zeros(1)}, folder / "weights.safetensors")
     assert separator.run("separate", "--list-models", "--repo", "models") == 0
-    assert separator.out.split() == ["aaaa0001", "aaaa0003", "bag.yaml"]
+    assert separator.out.split() == ["bag", "aaaa0001", "aaaa0003", "b"]
     assert "no folder nowhere" in separator.fails("separate", "--list-models", "--repo", "nowhere")
 
 

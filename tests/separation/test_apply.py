@@ -199,6 +199,23 @@ def test_mixtures_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         apply(Gains(), torch.zeros(shape))
 
 
+def test_a_model_in_training_is_used_as_it_will_be() -> None:
+    class Learning(Gains):
+        def forward(self, mix: Tensor) -> Tensor:
+            assert not self.training
+            return super().forward(mix)
+
+    model = Learning().train()
+    apply(model, mixture(100))
+    assert model.training
+
+
+def test_a_model_of_doubles_separates() -> None:
+    stems = apply(Gains().double(), mixture(100))
+    assert stems.dtype == torch.float32
+    torch.testing.assert_close(stems[:, 0], 0.25 * mixture(100))
+
+
 def test_stems_that_are_not_finite_are_refused() -> None:
     model = Gains()
     with torch.no_grad():

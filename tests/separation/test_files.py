@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from sonorant.audio import Audio, AudioWriter, info, read, write
 from sonorant.errors import AudioError, ConfigError
+from sonorant.model import load
 from sonorant.separation.files import Selection, separate_file
+from sonorant.separation.separator import Separator
 from sonorant.separation.settings import Settings
 from sonorant.separation.stem_files import Encoding
 from tests.separation.toys import Gains, Ramps, ToyConfig
@@ -141,6 +144,40 @@ def test_an_interrupt_stops_the_encoding_and_loses_nothing(
     assert not list(tmp_path.rglob("*.unfinished"))
     expected = model.separate(read(source))
     torch.testing.assert_close(read(paths["source0"]).samples, expected["source0"].samples)
+
+
+def test_packed_models_separate_files(tmp_path: Path) -> None:
+    model = load("sonorant/htdemucs-small")
+    assert isinstance(model, Separator)
+    plain = model.checksum()
+    model.optimize("int8")
+    assert model.checksum() != plain
+    source = song(tmp_path, seconds=1, rate=44100)
+    paths = separate_file(source, targets(tmp_path), model, encoding=FLOAT)
+    expected = model.separate(read(source))
+    torch.testing.assert_close(read(paths["bass"]).samples, expected["bass"].samples)
+
+
+@pytest.mark.parametrize(
+    "target", [lambda stem: "same.wav", lambda stem: "song.wav", lambda stem: f"{stem}.flac"]
+)
+def test_targets_that_do_not_fit_are_refused(tmp_path: Path, target) -> None:
+    source = song(tmp_path)
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match=r"file of its own|of that ending"):
+        separate_file(source, lambda stem: tmp_path / target(stem), Gains(CONFIG))
+    assert source.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_sound_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    source = song(tmp_path)
+    samples = read(source).samples
+    samples[0, 5000] = torch.nan
+    soundfile.write(tmp_path / "nan.wav", samples.T.numpy(), RATE, "FLOAT")
+    with pytest.raises(AudioError, match="sample 5000"):
+        separate_file(tmp_path / "nan.wav", targets(tmp_path), Gains(CONFIG))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.wav", "song.wav"]
 
 
 def test_the_rest_is_the_sum_or_what_is_left(tmp_path: Path) -> None:

@@ -148,14 +148,11 @@ def separate(sounds: tuple[Path, ...], **given: Any) -> None:
 
 def _list_models(repository: Path | None) -> None:
     from sonorant.hub.table import known
-    from sonorant.separation.repositories import signature_of
+    from sonorant.separation.repositories import names_in
 
     if repository is not None:
-        if not repository.is_dir():
-            raise SonorantError(f"there is no folder {repository} to list models of")
-        for path in sorted(repository.iterdir()):
-            if path.suffix in (".yaml", ".th", ".safetensors"):
-                click.echo(path.name if path.suffix == ".yaml" else signature_of(path))
+        for name in names_in(repository):
+            click.echo(name)
         return
     for name, entry in known().models.items():
         if ".separation." in known().system(entry.system).class_:

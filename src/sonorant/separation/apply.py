@@ -334,14 +334,15 @@ class _Pass:
         self, mixture: _Mixture, spans: list[tuple[int, int]], length: int
     ) -> Iterator[Tensor]:
         """The wanted stems `[batch, stems, channels, end - start]` of each span."""
-        device = next(self._model.parameters()).device
-        with torch.no_grad(), _enough_memory(length / self._model.sample_rate, device):
+        weight = next(self._model.parameters())
+        seconds = length / self._model.sample_rate
+        with torch.no_grad(), _in_use(self._model), _enough_memory(seconds, weight.device):
             inputs = []
             for start, end in spans:
                 left = start - (length - (end - start)) // 2
                 inputs.append(mixture.extract(left, left + length))
-            stems = self._model(torch.cat(inputs).to(device))[:, self._wanted]
-        parts = stems.to(inputs[0].device).chunk(len(spans))
+            stems = self._model(torch.cat(inputs).to(weight))[:, self._wanted]
+        parts = stems.to(inputs[0]).chunk(len(spans))
         for (start, end), part in zip(spans, parts, strict=True):
             excess = part.shape[-1] - (end - start)
             yield part[..., excess // 2 : excess // 2 + end - start]
@@ -351,6 +352,17 @@ class _Pass:
         self._unwanted -= dropped
         if piece.shape[-1] > dropped:
             self._ready.append(piece[..., dropped:])
+
+
+@contextmanager
+def _in_use(model: Separator) -> Iterator[None]:
+    """The model as it is used, not as it learns: without dropout, padded to its segment."""
+    learning = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(learning)
 
 
 @contextmanager

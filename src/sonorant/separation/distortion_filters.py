@@ -53,7 +53,7 @@ class DistortionFilters:
         ]
         each = torch.stack([among[:, here, here] for here in rows])
         # Both solutions are chains of small products, which one core works off as quickly as two.
-        with ThreadPoolExecutor(1) as beside:
+        with block_toeplitz.one_thread(), ThreadPoolExecutor(1) as beside:
             later = beside.submit(block_toeplitz.solve, each, torch.stack(wanted))
             solved = block_toeplitz.solve(among[None], targets[None])[0]
             alone = later.result()

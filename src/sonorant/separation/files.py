@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,24 +93,28 @@ def separate_file(
     When the work was cut short, the same call goes on with it; until then, its hidden folder beside
     the first target stays, and no target is there.
     Raises: AudioError if the sound cannot be used or a stem cannot be written; ConfigError for what
-    the model cannot do; DependencyError for an MP3 preset without PyAV.
+    the model cannot do, or targets that do not fit; DependencyError for an MP3 preset without PyAV.
     """
     names, encoding = selection.names(model), encoding or Encoding()
-    paths = {name: targets(name) for name in names}
+    paths = {name: Path(targets(name)) for name in names}
     if jobs < 0:
         raise ConfigError(f"jobs must be 0 or more, got {jobs}")
+    _check_targets(source, list(paths.values()), encoding)
     _check(source, model, encoding)
     first = paths[names[0]]
     told = hashlib.sha256(f"{first.name}/{Path(source).name}".encode()).hexdigest()[:12]
     work = first.parent / f".{first.stem[:40]}.{told}.unfinished"  # file names have 255 bytes
     unfinished = UnfinishedStems(work, names, model.audio_channels)
     try:
-        for path in paths.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished:
             key = _key(Path(source), model, settings, names)
             if not unfinished.find(key):
-                unfinished.start(key, Level.of_pieces(_pieces(source, model)))
+                level = Level.of_pieces(
+                    _pieces(source, model)
+                )  # reads it all: now it is known good
+                unfinished.start(key, level)
+            for path in paths.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
             _separate(source, unfinished, model, settings, selection, progress)
             _encode(unfinished, paths, model, encoding, jobs)
             unfinished.remove()
@@ -124,6 +128,19 @@ def separate_file(
         _left(unfinished)
         raise
     return paths
+
+
+def _check_targets(source: str | Path, paths: Sequence[Path], encoding: Encoding) -> None:
+    """Raises: ConfigError for files that stems cannot all be written to."""
+    whole = {path.resolve() for path in paths}
+    if len(whole) < len(paths) or Path(source).resolve() in whole:
+        raise ConfigError(
+            f"every stem needs a file of its own, other than {source}; got "
+            f"{', '.join(str(path) for path in paths)}"
+        )
+    for path in paths:
+        if path.suffix.lower() != f".{encoding.ending}":
+            raise ConfigError(f"stems as {encoding.ending} need files of that ending, not {path}")
 
 
 def _check(source: str | Path, model: Separator, encoding: Encoding) -> None:

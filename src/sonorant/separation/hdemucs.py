@@ -209,7 +209,7 @@ class HybridModel(Separator):
                     time_skips.append(xt)
             x = encode(x, inject)
             if index == 0 and self.config.embedding_weight:
-                x += self.config.embedding_weight * self.freq_emb.weight.t()[:, :, None]
+                x = x + self.config.embedding_weight * self.freq_emb.weight.t()[:, :, None]
             skips.append(x)
         x, xt = self.meet(x, xt)
         for decode, time_decode in self._decoders():

@@ -172,6 +172,27 @@ def find_package(folder: Path, signature: str) -> Path:
     return found[0]
 
 
+def names_in(folder: Path) -> list[str]:
+    """What `load_separator` finds in a folder, bags first.
+
+    Raises: CheckpointError if it is no folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder} to list models of")
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    bags = [path.stem for path in paths if path.suffix == ".yaml"]
+    return bags + [signature_of(path) for path in paths if _looks_like_package(path)]
+
+
+def _looks_like_package(path: Path) -> bool:
+    if path.suffix.lower() != ".safetensors":
+        return path.name.lower().endswith(SUFFIXES)
+    try:
+        return "klass" in read_metadata(path)
+    except CheckpointError:
+        return False
+
+
 def signature_of(package: Path) -> str:
     """The name of a package's file, without its ending and the digest of its content."""
     return _signed(package)[0]

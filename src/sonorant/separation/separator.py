@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sonorant.audio import Audio
@@ -86,10 +87,14 @@ class Separator(Model, ABC):
         }
 
     def checksum(self) -> str:
-        """Eight hexadecimal digits of all weights (CRC-32), to tell one model from another."""
-        value = 0
-        for tensor in self.state_dict().values():
-            value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().data, value)
+        """Eight hexadecimal digits of the weights (CRC-32), to tell one model from another.
+
+        Weights that are packed do not count, but how they are packed does.
+        """
+        value = zlib.crc32(str(self.packing).encode())
+        for tensor in (*self.parameters(), *self.buffers()):
+            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            value = zlib.crc32(plain.numpy().data, value)
         return f"{value:08x}"
 
     def parts(self) -> list[Part]:
