@@ -75,6 +75,7 @@ def gloo_worker(rank: int, folder: Path) -> None:
     except ConfigError as error:
         (folder / f"error{rank}").write_text(str(error))
     torch.save(found, folder / f"found{rank}")
+    dist.barrier()  # gloo may abort a worker whose partner leaves first
     dist.destroy_process_group()
 
 
