@@ -243,6 +243,26 @@ def test_a_full_disk_loses_nothing_that_is_done(
     torch.testing.assert_close(read(paths["source0"]).samples, expected["source0"].samples)
 
 
+def test_a_disk_that_is_full_while_stems_are_encoded_leaves_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = song(tmp_path), Ramps(CONFIG)
+
+    def second_fails(path, pieces, stem, encoding):
+        if path.name.startswith("1"):
+            raise AudioError(f"cannot write {path}: No space left on device")
+        path.write_bytes(b"whole")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sonorant.separation.files.write_stem", second_fails)
+        with pytest.raises(AudioError, match=r"No space left.*same command goes on"):
+            separate_file(source, targets(tmp_path), model, encoding=FLOAT)
+    assert not list(tmp_path.rglob("source*"))
+    paths = separate_file(source, targets(tmp_path), model, encoding=FLOAT)
+    expected = model.separate(read(source))
+    torch.testing.assert_close(read(paths["source1"]).samples, expected["source1"].samples)
+
+
 def _replacing_until(full):
     import os
 
