@@ -16,9 +16,9 @@ def test_any_size_agrees(bias: bool, batch: int, bins: int, frames: int, stride:
     with torch.no_grad():
         assert bin_products.fits(x, conv)
         expected = conv(x)
-        torch.testing.assert_close(bin_products.transpose(x, conv), expected)
+        torch.testing.assert_close(bin_products.transposed_convolution(x, conv), expected)
         apart = x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)  # another order in memory
-        torch.testing.assert_close(bin_products.transpose(apart, conv), expected)
+        torch.testing.assert_close(bin_products.transposed_convolution(apart, conv), expected)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,15 @@ MISSING_SECONDS = 0.5
 """By how much what is decoded may fall short of the length that a file states: containers round."""
 
 
+def pyav(purpose: str) -> Any:
+    """The package PyAV. Raises: DependencyError that names the purpose and the extra."""
+    try:
+        import av
+    except ImportError as error:
+        raise DependencyError(f"{purpose} needs PyAV: pip install 'sonorant[formats]'") from error
+    return av
+
+
 class StreamReader:
     """The first sound stream of an open file, and everything that can be wrong with it.
 
@@ -31,13 +40,7 @@ class StreamReader:
 
     def __init__(self, path: str | Path, tolerant: bool = False) -> None:
         self.path, self.tolerant = Path(path), tolerant
-        try:
-            import av
-        except ImportError as error:
-            raise DependencyError(
-                f"{path} is read with PyAV: pip install 'sonorant[formats]'"
-            ) from error
-        self._av: Any = av
+        self._av = av = pyav(f"reading {path}")
         try:
             self._container = av.open(str(path))
         except (OSError, av.FFmpegError) as error:

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile  # type: ignore[import-untyped]
 
+from sonorant.audio.streams import pyav
 from sonorant.data.manifest import SPLITS, Split
-from sonorant.errors import AudioError, ConfigError, DependencyError
+from sonorant.errors import AudioError, ConfigError
 
 Samples = npt.NDArray[np.float32]
 
@@ -204,12 +205,7 @@ def _length(path: str) -> tuple[int, int]:
 
 
 def _open(path: str) -> Any:
-    try:
-        import av  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise DependencyError(
-            f"{path} is read with PyAV: pip install 'sonorant[formats]'"
-        ) from error
+    av = pyav(f"reading {path}")
     try:
         container = av.open(path)
     except (OSError, av.FFmpegError) as error:

@@ -130,7 +130,7 @@ def _open_file(path: Path) -> Checkpoint:
     for entry in entries:
         if len(entry.files) == 1 and digest.startswith(entry.files[0].sha256):
             return _read_entry(entry, [path])
-    said_itself = _read_ending(path)
+    said_itself = None if path.suffix in WEIGHTS_SUFFIXES else _read_ending(path)
     if said_itself is not None:
         return said_itself
     raise CheckpointError(

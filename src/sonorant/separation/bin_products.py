@@ -14,7 +14,7 @@ from sonorant.nn.conv import uses_matrix_form
 
 
 def fits(x: Tensor, conv: nn.Module) -> bool:
-    """Whether `transpose` can stand in for the layer, and is faster."""
+    """Whether `transposed_convolution` can stand in for the layer, and is faster."""
     return (
         isinstance(conv, nn.ConvTranspose2d)
         and conv.kernel_size == (2 * conv.stride[0], 1)
@@ -27,7 +27,7 @@ def fits(x: Tensor, conv: nn.Module) -> bool:
     )
 
 
-def transpose(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
+def transposed_convolution(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
     """The transposed convolution `conv`, for which `fits` is true.
 
     Shape: x [batch, in, bins, frames] -> [batch, out, (bins + 1) * stride, frames].

@@ -249,10 +249,6 @@ def score_song(
     """The figures of one song. Raises: AudioError for an estimate that is empty or not finite."""
     true = torch.stack([audio.samples for audio in references.values()])
     channels, samples = true.shape[1:]
-    converted = ""
-    for estimate in (estimates[source] for source in references):
-        if (estimate.sample_rate, estimate.channels) != (song.sample_rate, channels):
-            converted = f"{estimate.sample_rate} Hz, {estimate.channels} channel(s)"
     guesses = [
         estimates[source].check().to(song.sample_rate, channels).samples for source in references
     ]
@@ -279,11 +275,20 @@ def score_song(
         frames=len(scored),
         silent_frames=int(scored.isnan().sum()),
         padded_samples=max((samples - each.shape[-1] for each in guesses), key=abs),
-        converted=converted,
+        converted=_converted([estimates[source] for source in references], song, channels),
         silent_sources=tuple(
             source for source, audio in references.items() if not audio.samples.any()
         ),
     )
+
+
+def _converted(estimates: Sequence[Audio], song: Song, channels: int) -> str:
+    """Rate and channels of the last estimate that has not the song's; "" if there is none."""
+    found = ""
+    for each in estimates:
+        if (each.sample_rate, each.channels) != (song.sample_rate, channels):
+            found = f"{each.sample_rate} Hz, {each.channels} channel(s)"
+    return found
 
 
 def _against_accompaniment(signals: Tensor, vocals: int) -> Tensor:

@@ -181,7 +181,7 @@ class DecoderLayer(nn.Module):
         """The transposed convolution, with its edges, and the norm."""
         if bin_products.fits(y, self.conv_tr):
             assert isinstance(self.conv_tr, nn.ConvTranspose2d)
-            z = bin_products.transpose(y, self.conv_tr)
+            z = bin_products.transposed_convolution(y, self.conv_tr)
         else:
             z = self.conv_tr(y)
         result: Tensor = self.norm2(z)

@@ -8,6 +8,7 @@ that a short hop wants a fast machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,6 @@ from sonorant.separation.settings import Settings
 
 HOP_SECONDS = 1.0
 LOOKAHEAD_SECONDS = 0.5
-MOST_SECONDS = 3600.0
 FADE_SECONDS = 0.05
 """From one step's stems to the next one's; at most the lookahead."""
 
@@ -46,7 +46,7 @@ class LiveSeparator:
     ) -> None:
         rate = model.sample_rate
         for seconds in (hop_seconds, lookahead_seconds, window_seconds or 0.0):
-            if not 0 <= seconds < MOST_SECONDS:
+            if not 0 <= seconds < math.inf:
                 raise ConfigError(f"a time of {seconds} s is none to separate live with")
         self.model, self.stems = model, stem_names(model, stems)
         self.hop_samples, self._lookahead = int(hop_seconds * rate), int(lookahead_seconds * rate)

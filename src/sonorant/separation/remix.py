@@ -61,14 +61,14 @@ def find_silent(
     tracks: Iterable[Path],
     seconds: float = 5.0,
     thresholds: dict[str, float] | None = None,
-    skip: Callable[[AudioError], object] | None = None,
+    leave_out: Callable[[AudioError], object] | None = None,
 ) -> Iterator[SilentExtract]:
     """Extracts, side by side, in which a source is silent with a probability of its threshold.
 
     thresholds: by source, 0.95 where it has none; `thresholds_of` finds those of a precision.
-    skip: hears of tracks that cannot be read, which are then left out.
-    Extracts that are silent altogether are left out. Raises: AudioError as `read`, without `skip`;
-    ConfigError for an impossible length.
+    leave_out: hears of tracks that cannot be read, which are then left out.
+    Extracts that are silent altogether are left out.
+    Raises: AudioError as `read`, without `leave_out`; ConfigError for an impossible length.
     """
     if not 0 < seconds < math.inf or round(seconds * detector.config.sample_rate) < 1:
         raise ConfigError(f"an extract cannot have a length of {seconds} s")
@@ -76,9 +76,9 @@ def find_silent(
         try:
             yield from _silent_in(track, detector, seconds, thresholds or {})
         except AudioError as error:
-            if skip is None:
+            if leave_out is None:
                 raise
-            skip(error)
+            leave_out(error)
 
 
 def _silent_in(

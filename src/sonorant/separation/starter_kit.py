@@ -46,6 +46,9 @@ class MusicDemixingPredictor:
     PARTIAL_RUN_MUSIC_NAMES, songs separated by commas; without it all songs.
     """
 
+    separated: ClassVar[list[str]] = []
+    """Songs that all submissions of this process have separated."""
+
     def __init__(self) -> None:
         here = Path.cwd() / "data"
         self.test_data_path = os.environ.get("TEST_DATASET_PATH", str(here / "test"))
@@ -97,9 +100,6 @@ class MusicDemixingPredictor:
         folder = os.path.join(self.results_data_path, music_name)
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, f"{instrument}.wav")
-
-    separated: ClassVar[list[str]] = []
-    """Songs that submissions of this process have separated."""
 
     def evaluation(self) -> None:
         """Set up, and separate all songs.

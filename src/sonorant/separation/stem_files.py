@@ -23,8 +23,9 @@ from torch import Tensor
 
 from sonorant.audio import AudioWriter
 from sonorant.audio.reading import reason_of
+from sonorant.audio.streams import pyav
 from sonorant.audio.writing import MP3_KBPS
-from sonorant.errors import AudioError, ConfigError, DependencyError
+from sonorant.errors import AudioError, ConfigError
 
 CLAMP = 0.99
 HEADROOM = 1.01
@@ -32,6 +33,7 @@ HEADROOM = 1.01
 WAV_LIMIT = 2**32 - 1  # bytes; sizes in a WAV header have 32 bits
 BITS = {"int16": 16, "int24": 24}
 ENDINGS = ("wav", "flac", "mp3", "ogg", "opus")
+PRESET = "an MP3 preset"
 MP3_PRESETS = (2, 7)
 """LAME's qualities that demucs offers, from best to fastest."""
 
@@ -93,7 +95,7 @@ class Encoding:
         if self.ending == "wav":
             wav_header(stem, self)
         if self.ending == "mp3" and self.mp3_preset is not None:
-            _av()
+            pyav(PRESET)
 
     def clipped(self, samples: Tensor, peak: float) -> Tensor:
         """Samples `[channels, time]` of a stem with that highest absolute sample."""
@@ -200,7 +202,7 @@ def _write_flac(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Enco
 
 def _write_mp3(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Encoding) -> None:
     """MP3 of one bitrate with LAME's quality, which libsndfile does not let one choose."""
-    av = _av()
+    av = pyav(PRESET)
     layout = "mono" if stem.channels == 1 else "stereo"
     options = {"b": f"{encoding.mp3_kbps}k", "compression_level": str(encoding.mp3_preset)}
     with _replacing(path) as part, av.open(str(part), "w", format="mp3") as file:
@@ -213,16 +215,6 @@ def _write_mp3(path: Path, pieces: Iterable[Tensor], stem: Stem, encoding: Encod
             frame.sample_rate = stem.sample_rate
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise DependencyError(
-            "an MP3 preset needs PyAV: pip install 'sonorant[formats]'; or leave it out"
-        ) from error
-    return av
 
 
 @contextmanager

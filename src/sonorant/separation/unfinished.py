@@ -1,7 +1,8 @@
 """Stems that are being made, on the disk: what is there when the work stops is not lost.
 
 A hidden folder holds a file of float32 samples for each stem and a note, `progress.json`, of how
-many of them are final. A later run with the same sound, model and settings goes on from there.
+many of them are final; in the end also the stems as they will be, until all are there. A later run
+with the same sound, model and settings goes on from there.
 """
 
 from __future__ import annotations
