@@ -58,6 +58,8 @@ def test_thresholds_of_a_precision_come_from_validation_songs(tmp_path: Path) ->
     assert all(0 < threshold < 1 for threshold in found.values())
     higher = thresholds_of(detector, songs, precision=0.4, seconds=0.5, extracts=64)
     assert all(higher[source] >= found[source] for source in found)
+    with pytest.raises(ConfigError, match="a length of nan"):
+        thresholds_of(detector, songs, precision=0.2, seconds=float("nan"))
     with pytest.raises(ConfigError, match="precision of 1"):
         thresholds_of(detector, songs, precision=1.1, seconds=0.5, extracts=8)
 

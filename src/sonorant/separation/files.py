@@ -109,9 +109,8 @@ def separate_file(
         with unfinished:
             key = _key(Path(source), model, settings, names)
             if not unfinished.find(key):
-                level = Level.of_pieces(
-                    _pieces(source, model)
-                )  # reads it all: now it is known good
+                # Reads it all: what is wrong with the sound is found before a folder is made.
+                level = Level.of_pieces(_pieces(source, model))
                 unfinished.start(key, level)
             for path in paths.values():
                 path.parent.mkdir(parents=True, exist_ok=True)

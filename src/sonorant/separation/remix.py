@@ -9,7 +9,6 @@ are our own, since no code of it was published.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +23,7 @@ from sonorant.data.songs import MIXTURE, Song
 from sonorant.errors import AudioError, ConfigError
 from sonorant.separation.augment import Augmentation, augment
 from sonorant.separation.blocks import center_trim
-from sonorant.separation.silence_detector import SilenceDetector
+from sonorant.separation.silence_detector import SilenceDetector, extract_samples
 from sonorant.separation.stems import Extracts, read_part
 from sonorant.training.task import StepContext
 
@@ -70,8 +69,7 @@ def find_silent(
     Extracts that are silent altogether are left out.
     Raises: AudioError as `read`, without `leave_out`; ConfigError for an impossible length.
     """
-    if not 0 < seconds < math.inf or round(seconds * detector.config.sample_rate) < 1:
-        raise ConfigError(f"an extract cannot have a length of {seconds} s")
+    extract_samples(seconds, detector.config.sample_rate)
     for track in tracks:
         try:
             yield from _silent_in(track, detector, seconds, thresholds or {})
@@ -85,7 +83,7 @@ def _silent_in(
     track: Path, detector: SilenceDetector, seconds: float, thresholds: dict[str, float]
 ) -> Iterator[SilentExtract]:
     config = detector.config
-    frames = round(seconds * config.sample_rate)
+    frames = extract_samples(seconds, config.sample_rate)
     mean, std = _level(track, config.sample_rate, config.audio_channels)
     if std == 0:
         return

@@ -7,6 +7,7 @@ it was published: sizes, and the training on stems silenced at random, are our o
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -133,6 +134,13 @@ def thresholds_of(
     }
 
 
+def extract_samples(seconds: float, sample_rate: int) -> int:
+    """Samples of an extract. Raises: ConfigError for an impossible length."""
+    if not 0 < seconds < math.inf or round(seconds * sample_rate) < 1:
+        raise ConfigError(f"an extract cannot have a length of {seconds} s")
+    return round(seconds * sample_rate)
+
+
 def detector_extracts(
     config: DetectorConfig, songs: str | Path, split: Any, seconds: float, size: int, seed: int = 0
 ) -> StemExtracts:
@@ -141,7 +149,7 @@ def detector_extracts(
         sources=config.sources,
         sample_rate=config.sample_rate,
         channels=config.audio_channels,
-        samples=round(seconds * config.sample_rate),
+        samples=extract_samples(seconds, config.sample_rate),
         stride_samples=config.sample_rate,
     )
     return StemExtracts(read_songs(songs, split), extracts, seed, size)
