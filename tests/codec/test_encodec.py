@@ -1,6 +1,7 @@
 """EnCodec as users meet it: rates, bandwidths, live equals offline, bad input."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ConfigError, ShapeError
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig
+from tests.codec.latents import assert_quantised_alike, latents_quantised_by
 
 HOP = 8
 RATE = 800
@@ -91,19 +93,23 @@ def run_live(model: EncodecCore, x: Tensor, lengths: list[int]) -> tuple[list[En
     name=st.sampled_from(sorted(MODELS)),
     sizes=st.lists(st.integers(1, 40), max_size=8),
     rest=st.integers(1, 300),
+    precision=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_live_equals_offline_for_any_chunking(name: str, sizes: list[int], rest: int) -> None:
-    model = MODELS[name]()
+def test_live_equals_offline_for_any_chunking(
+    name: str, sizes: list[int], rest: int, precision: torch.dtype
+) -> None:
+    model = MODELS[name]().to(precision)
     lengths = [size * HOP for size in sizes] + [rest]
-    x = sound(model.channels, sum(lengths), batch=2)
-    offline = model.encode_batch(x)
-    steps, live = run_live(model, x, lengths)
+    x = sound(model.channels, sum(lengths), batch=2).to(precision)
+    with latents_quantised_by(model) as whole:
+        offline = model.encode_batch(x)
+    with latents_quantised_by(model) as parts:
+        steps, live = run_live(model, x, lengths)
     tokens = torch.cat([step.tokens for step in steps], dim=-1)
-    assert torch.equal(tokens, offline.tokens)
+    assert_quantised_alike(parts, whole, tokens, offline.tokens)
     assert sum(step.samples for step in steps) == x.shape[-1]
-    torch.testing.assert_close(
-        live[..., : x.shape[-1]], model.decode_batch(offline), rtol=1e-4, atol=1e-5
-    )
+    expected = model.decode_batch(replace(offline, tokens=tokens))
+    torch.testing.assert_close(live[..., : x.shape[-1]], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_long_sounds_in_blocks_equal_the_whole() -> None:

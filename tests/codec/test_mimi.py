@@ -13,6 +13,7 @@ from sonorant.codec.mimi import MIMI, SEANET_BLOCK_FRAMES, Mimi, MimiConfig
 from sonorant.errors import AudioError, CheckpointError, ConfigError, ShapeError
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.transformer import TransformerConfig
+from tests.codec.latents import assert_quantised_alike, latents_quantised_by
 
 RATE = 800
 HOP = 16
@@ -65,18 +66,20 @@ def live(model: Mimi, x: Tensor, frames: list[int]) -> tuple[Tensor, Tensor]:
     rest=st.integers(1, 5 * HOP),
     context=st.integers(1, 9),
     live_chunk=st.integers(1, 7),
+    precision=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_live_equals_offline_for_any_chunking(
-    frames: list[int], rest: int, context: int, live_chunk: int
+    frames: list[int], rest: int, context: int, live_chunk: int, precision: torch.dtype
 ) -> None:
-    model = tiny_mimi(context, live_chunk)
-    x = sound(2, sum(frames) * HOP + rest)
-    offline = model.encode_batch(x)
-    tokens, decoded = live(model, x, frames)
-    assert torch.equal(tokens, offline.tokens)
-    torch.testing.assert_close(
-        decoded[..., : x.shape[-1]], model.decode_batch(offline), rtol=1e-4, atol=1e-5
-    )
+    model = tiny_mimi(context, live_chunk).to(precision)
+    x = sound(2, sum(frames) * HOP + rest).to(precision)
+    with latents_quantised_by(model) as whole:
+        offline = model.encode_batch(x)
+    with latents_quantised_by(model) as parts:
+        tokens, decoded = live(model, x, frames)
+    assert_quantised_alike(parts, whole, tokens, offline.tokens)
+    expected = model.decode_tokens(tokens)[..., : x.shape[-1]]
+    torch.testing.assert_close(decoded[..., : x.shape[-1]], expected, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
