@@ -99,6 +99,21 @@ def test_stems_of_something_else_are_not_gone_on_with(tmp_path: Path, change: st
     torch.testing.assert_close(read(paths["source0"]).samples, expected)
 
 
+def test_a_second_run_on_the_same_stems_is_refused_and_harms_neither(tmp_path: Path) -> None:
+    source, model, refused = song(tmp_path), Gains(CONFIG), []
+
+    def meanwhile(done: float, total: float) -> None:
+        with pytest.raises(AudioError, match="another run is making the same stems"):
+            separate_file(source, targets(tmp_path), model, encoding=FLOAT)
+        refused.append(done)
+
+    paths = separate_file(source, targets(tmp_path), model, encoding=FLOAT, progress=meanwhile)
+    assert len(refused) > 1
+    expected = model.separate(read(source))["source0"].samples
+    torch.testing.assert_close(read(paths["source0"]).samples, expected)
+    assert not left_over(tmp_path)
+
+
 def test_no_stem_is_there_before_all_are_done(tmp_path: Path) -> None:
     source, seen = song(tmp_path), []
     separate_file(

@@ -342,7 +342,6 @@ class _Run:
         if self.skip_existing and all(self.layout.target(source, n).is_file() for n in names):
             click.echo(f"{source}: its stems are there, skipped")
             return
-        seconds = info(source).duration_seconds
         watch = Stopwatch()
         with progress_bar(source.name) as progress:
             paths = separate_file(
@@ -356,4 +355,5 @@ class _Run:
                 progress=progress,
             )
         made = ", ".join(str(path) for path in paths.values())
+        seconds = info(paths[names[0]]).duration_seconds
         click.echo(f"{source} -> {made}; {watch.speed(seconds)}")

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from sonorant.audio import Audio, blocks, info
+from sonorant.audio import Audio, AudioInfo, blocks, info
 from sonorant.errors import AudioError, ConfigError, SonorantError
 from sonorant.separation.apply import separate_pieces, stem_names
 from sonorant.separation.mixture import Level, take_channels
@@ -100,32 +101,24 @@ def separate_file(
     if jobs < 0:
         raise ConfigError(f"jobs must be 0 or more, got {jobs}")
     _check_targets(source, list(paths.values()), encoding)
-    _check(source, model, encoding)
+    found = info(source)
+    _check(found, model, encoding)
     first = paths[names[0]]
     told = hashlib.sha256(f"{first.name}/{Path(source).name}".encode()).hexdigest()[:12]
     work = first.parent / f".{first.stem[:40]}.{told}.unfinished"  # file names have 255 bytes
     unfinished = UnfinishedStems(work, names, model.audio_channels)
-    try:
-        with unfinished:
-            key = _key(Path(source), model, settings, names)
-            if not unfinished.find(key):
-                # Reads it all: what is wrong with the sound is found before a folder is made.
-                level = Level.of_pieces(_pieces(source, model))
-                unfinished.start(key, level)
-            for path in paths.values():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            _separate(source, unfinished, model, settings, selection, progress)
-            _encode(unfinished, paths, model, encoding, jobs)
-            unfinished.remove()
-    except OSError as error:
-        raise AudioError(
-            f"cannot write the stems of {source}: {error}{_left(unfinished)}"
-        ) from error
-    except AudioError as error:
-        raise AudioError(f"{error}{_left(unfinished)}") from error
-    except (SonorantError, KeyboardInterrupt):
-        _left(unfinished)
-        raise
+    with unfinished, _telling_what_is_left(source, unfinished):
+        key = _key(Path(source), model, settings, names)
+        if not unfinished.find(key):
+            # Reads it all: what is wrong with the sound is found before a folder is made.
+            level = Level.of_pieces(_pieces(source, model))
+            unfinished.start(key, level)
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        report = None if progress is None else _reporter(progress, found, model.sample_rate)
+        _separate(source, unfinished, model, settings, selection, report)
+        _encode(unfinished, paths, model, encoding, jobs)
+        unfinished.remove()
     return paths
 
 
@@ -142,12 +135,27 @@ def _check_targets(source: str | Path, paths: Sequence[Path], encoding: Encoding
             raise ConfigError(f"stems as {encoding.ending} need files of that ending, not {path}")
 
 
-def _check(source: str | Path, model: Separator, encoding: Encoding) -> None:
+def _check(found: AudioInfo, model: Separator, encoding: Encoding) -> None:
     """Raises: AudioError now for what would only be found in the middle, or at the end."""
-    found = info(source)
     frames = int(found.duration_seconds * model.sample_rate)
     encoding.check(Stem(model.sample_rate, model.audio_channels, frames, peak=1.0))
     take_channels(Audio(torch.zeros(found.channels, 1), found.sample_rate), model.audio_channels)
+
+
+@contextmanager
+def _telling_what_is_left(source: str | Path, unfinished: UnfinishedStems) -> Iterator[None]:
+    """Raises: AudioError also for a disk's troubles; says where the work that is done lies."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(
+            f"cannot write the stems of {source}: {error}{_left(unfinished)}"
+        ) from error
+    except AudioError as error:
+        raise AudioError(f"{error}{_left(unfinished)}") from error
+    except (SonorantError, KeyboardInterrupt):
+        _left(unfinished)
+        raise
 
 
 def _left(unfinished: UnfinishedStems) -> str:
@@ -171,12 +179,12 @@ def _separate(
     model: Separator,
     settings: Settings,
     selection: Selection,
-    progress: Progress | None,
+    report: Callable[[int], None] | None,
 ) -> None:
-    """Bring the unfinished stems to the end of the sound."""
+    """Bring the unfinished stems to the end of the sound; `report` hears how many samples are."""
     note = unfinished.note
     assert note is not None
-    level, total = note.level, info(source).duration_seconds
+    level = note.level
     sound = _Behind(_pieces(source, model), note.frames, keep=selection.rest == "minus")
     scaled = (level.normalize(piece)[None] for piece in sound)
     needed = selection.needed(model)
@@ -190,10 +198,16 @@ def _separate(
                 pending.result()
             pending = writer.submit(unfinished.append, stems)
             done += samples
-            if progress is not None:
-                progress(min(done / model.sample_rate, total), total)
+            if report is not None:
+                report(done)
         if pending is not None:
             pending.result()
+
+
+def _reporter(progress: Progress, found: AudioInfo, rate: int) -> Callable[[int], None]:
+    """Tells a user's function the seconds that so many of the model's samples are."""
+    total = found.duration_seconds
+    return lambda samples: progress(min(samples / rate, total), total)
 
 
 class _Behind:

@@ -2,7 +2,8 @@
 
 A hidden folder holds a file of float32 samples for each stem and a note, `progress.json`, of how
 many of them are final; in the end also the stems as they will be, until all are there. A later run
-with the same sound, model and settings goes on from there.
+with the same sound, model and settings goes on from there. While a run works on the folder it is
+locked, so that a second one cannot spoil it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import IO
 import msgspec
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from sonorant.audio.sound import Samples
+from sonorant.errors import AudioError
 from sonorant.separation.mixture import Level
 from sonorant.separation.stem_files import as_array
 
 NOTE = "progress.json"
+LOCK = "lock"
 
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,13 +50,14 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class UnfinishedStems:
     """The folder of one sound's stems. Use it in a `with` statement; what was appended stays.
 
-    Raises: OSError if the folder cannot be written.
+    Raises: OSError if the folder cannot be written; AudioError while another run works on it.
     """
 
     def __init__(self, folder: Path, stems: Sequence[str], channels: int) -> None:
         self.folder, self._channels = folder, channels
         self._paths = [folder / f"{number}.f32" for number in range(len(stems))]
         self._files: list[IO[bytes]] = []
+        self._lock = FileLock(folder / LOCK)
         self.note: Note | None = None
 
     def __enter__(self) -> UnfinishedStems:
@@ -62,10 +67,13 @@ class UnfinishedStems:
         for file in self._files:
             file.close()
         self._files = []
+        self._lock.release(force=True)
 
     def find(self, key: str) -> bool:
         """Whether there are stems to go on with; `note` then says how far they are."""
         self.note = None
+        if self.folder.is_dir():
+            self._claim()
         try:
             note = msgspec.json.decode((self.folder / NOTE).read_bytes(), type=Note)
         except (OSError, msgspec.MsgspecError):
@@ -79,8 +87,11 @@ class UnfinishedStems:
 
     def start(self, key: str, level: Level) -> None:
         """Begin anew; what was there is gone."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                path.unlink()
         self._save(Note(key, level.mean, level.std, 0, (0.0,) * len(self._paths)))
 
     def append(self, stems: Tensor) -> None:
@@ -103,9 +114,22 @@ class UnfinishedStems:
                 yield torch.from_numpy(samples.T.copy())
 
     def remove(self) -> None:
-        """The stems are written elsewhere."""
+        """The stems are written elsewhere. Another run's folder stays."""
+        ours = self._lock.is_locked
         self.__exit__()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if ours:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _claim(self) -> None:
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise AudioError(
+                f"another run is making the same stems in {self.folder}; wait until it has ended, "
+                "or write to another folder"
+            ) from error
 
     def _noted(self) -> Note:
         assert self.note is not None
