@@ -191,6 +191,15 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(toy: Toy, tmp_path: 
         Toy.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(number: float, toy: Toy, tmp_path: Path) -> None:
+    weight = next(toy.parameters())
+    weight.data.view(-1)[-1] = number
+    toy.save_pretrained(tmp_path / "toy")
+    with pytest.raises(CheckpointError, match="not finite"):
+        Toy.from_pretrained(tmp_path / "toy")
+
+
 def test_folding_keeps_the_output(toy: Toy, sound: Tensor) -> None:
     before = toy(sound)
     folded = folded_state(toy)

@@ -196,7 +196,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
     The model takes over tensors that already have its precision, without copying them. Weight norm
     may be folded in both, in neither, or in `tensors` alone.
-    Raises: CheckpointError naming what is missing, unexpected or of another shape.
+    Raises: CheckpointError naming what is missing, unexpected, of another shape or not finite.
     """
     if not any(".parametrizations." in name for name in tensors):
         fold_weight_norm(model)
@@ -208,6 +208,12 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         name: tensor.to(own[name].dtype) if name in own else tensor
         for name, tensor in tensors.items()
     }
+    unusable = [name for name, tensor in converted.items() if not _is_finite(tensor)]
+    if unusable:
+        raise CheckpointError(
+            f"{source} has numbers that are not finite, which no training should have kept: "
+            f"{summary(unusable)}"
+        )
     result = model.load_state_dict(converted, strict=False, assign=True)
     problems = {"missing": result.missing_keys, "unexpected": result.unexpected_keys}
     told = [f"{word}: {summary(names)}" for word, names in problems.items() if names]
@@ -216,6 +222,13 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{source} does not hold the tensors that its config asks for ({'; '.join(told)}); "
             "it belongs to another config or version"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """By the sum alone, which reads a tensor once and is not finite if any of its numbers is."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))))
 
 
 def _stored(module: nn.Module) -> list[Tensor | PackedLinear]:

@@ -111,6 +111,16 @@ def test_what_is_asked_for_twice_counts_once(folder: Path) -> None:
     assert twice == once
 
 
+def test_a_model_that_was_saved_again_is_measured_again(folder: Path) -> None:
+    sounds = [Sound(str(folder / "sounds" / "noise.wav"))]
+    first = evaluate_codec(sounds, plan(folder))
+    model = tiny()
+    model.decoder.layers[-1].conv.weight.data *= 2
+    model.save_pretrained(folder / "model")
+    second = evaluate_codec(sounds, plan(folder))
+    assert second.files[0].scores != first.files[0].scores
+
+
 def test_codebook_use_counts_over_all_files(folder: Path) -> None:
     both = evaluate_codec(find_sounds([folder / "sounds"]), plan(folder, 1.6))
     codec = load(folder / "model")

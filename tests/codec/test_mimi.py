@@ -156,7 +156,8 @@ def test_bandwidths_of_the_published_model() -> None:
     assert model.bandwidth_of(8) == pytest.approx(1.1)
     pairs = {None: 32, 1.1: 8, 4.4: 32, 6.0: 32, 0.1375: 1, 0.138: 1, 0.27: 1, 1.24: 9}
     assert {kbps: model.codebooks_for(kbps) for kbps in pairs} == pairs
-    for bad in (0.1, 0.0, -1.0, float("nan")):
+    assert model.codebooks_for(float("inf")) == 32
+    for bad in (0.1, 0.0, -1.0, float("nan"), float("-inf")):
         with pytest.raises(ConfigError, match="less than one codebook"):
             model.codebooks_for(bad)
 
@@ -202,6 +203,10 @@ def test_bad_input_is_refused() -> None:
         model.decode_tokens(torch.zeros(1, 5, 3, dtype=torch.long))
     with pytest.raises(ShapeError, match="another codec"):
         model.decode_tokens(torch.full((1, 2, 3), 16))
+    with pytest.raises(ShapeError, match=r"torch.float32 as the model, .* got torch.float64"):
+        model.encode_batch(sound(1, HOP).double())
+    with pytest.raises(ShapeError, match="made for another model"):
+        tiny_mimi().encode_step(sound(2, HOP), state)
     with pytest.raises(ShapeError, match="int64"):
         model.decode_tokens(torch.zeros(1, 2, 3))
     assert all(not tensor.any() for tensor in state.tensors.values())

@@ -133,6 +133,21 @@ def test_a_saved_model_exports_and_loads_again(layout: str, tmp_path: Path) -> N
     torch.testing.assert_close(back.decode_tokens(tokens), model.decode_tokens(tokens))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exports_are_whole_readable_by_all_and_refused_in_one_way(
+    layout: str, tmp_path: Path
+) -> None:
+    model = tiny_mimi()
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CheckpointError, match="cannot save a model to"):
+        model.export(tmp_path / "file", layout=layout)
+    model.export(tmp_path / "out", layout=layout)
+    model.export(tmp_path / "out", layout=layout)  # over an older one
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+
+
 @pytest.mark.parametrize("wrap", [lambda t: {"model": t}, lambda t: {"best_state": {"model": t}}])
 def test_a_pickle_of_a_training_run_loads(
     wrap: Callable[[dict[str, Tensor]], dict[str, Any]], tmp_path: Path

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from sonorant.errors import CheckpointError, ShapeError
@@ -64,6 +65,27 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(
     with pytest.raises(CheckpointError, match="another model"):
         state.load(tmp_path / "other.safetensors")
     assert bool((state[conv].past == 1).all())
+
+
+@torch.no_grad()
+def test_a_state_of_another_module_is_refused(conv: StreamingConv1d) -> None:
+    other = StreamingConv1d(2, 3, kernel_size=4, style=ZERO)
+    with pytest.raises(ShapeError, match="made for another model"):
+        conv(torch.zeros(1, 2, 5), init_state(other))
+
+
+def test_a_safetensors_file_of_weights_is_no_state(conv: StreamingConv1d, tmp_path: Path) -> None:
+    save_file(conv.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="is not a saved state: it does not say"):
+        init_state(conv).load(tmp_path / "weights.safetensors")
+
+
+def test_others_may_read_a_saved_state_where_they_may_read_files(
+    conv: StreamingConv1d, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    init_state(conv).save(tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "file").stat().st_mode
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", b"\xff" * 64])

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -166,11 +167,21 @@ def test_version_1_is_a_tuple_and_may_be_compressed(tmp_path: Path, compressed: 
     torch.testing.assert_close(again(mix), model(mix))
 
 
-def test_version_2_is_known_by_its_name(tmp_path: Path) -> None:
+def test_version_2_is_known_by_its_name_and_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = DemucsV2(DemucsV2Config(channels=4))
     path = tmp_path / "demucs_unittest-09ebc15f.th"
     torch.save(model.state_dict(), path)
-    again = load(path)
+    with pytest.raises(CheckpointError, match=r"the digest [0-9a-f]{8}, not 09ebc15f: fetch it"):
+        load(path)
+    entry = known().models["demucs_unittest"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    files = (msgspec.structs.replace(entry.files[0], sha256=digest),)
+    published = msgspec.structs.replace(entry, files=files)
+    with monkeypatch.context() as patch:
+        patch.setitem(known().models, "demucs_unittest", published)
+        again = load(path)
     assert isinstance(again, DemucsV2)
     assert again.name == "demucs_unittest"
     assert torch.equal(again.state_dict()["encoder.0.0.weight"], model.encoder[0][0].weight)

@@ -130,8 +130,7 @@ class Codec(Model, ABC):
                 f"this sound has {audio.channels} channels; mix it down to one or two first"
             )
         converted = audio.to(self.sample_rate, self.channels)
-        device = next(self.parameters()).device
-        return converted.samples[None].to(device), converted.samples.shape[-1]
+        return converted.samples[None].to(next(self.parameters())), converted.samples.shape[-1]
 
     def _chunk(self, chunk: Audio | Tensor) -> Tensor:
         if isinstance(chunk, Audio):
@@ -140,7 +139,7 @@ class Codec(Model, ABC):
                     f"a live chunk must come at {self.sample_rate} Hz, got {chunk.sample_rate}; "
                     "let sonorant.blocks convert the stream"
                 )
-            chunk = chunk.samples[None].to(next(self.parameters()).device)
+            chunk = chunk.samples[None].to(next(self.parameters()))
         self._check_input(chunk)
         return chunk
 
@@ -152,6 +151,11 @@ class Codec(Model, ABC):
         if x.dim() != 3 or x.shape[1] != self.channels:
             raise ShapeError(
                 f"this codec takes [batch, {self.channels}, time], got {list(x.shape)}"
+            )
+        precision = next(self.parameters()).dtype
+        if x.dtype != precision:
+            raise ShapeError(
+                f"the sound must be {precision} as the model, between -1 and 1, got {x.dtype}"
             )
         if not bool(torch.isfinite(x).all()):
             raise AudioError("the sound has samples that are not finite numbers; repair it first")

@@ -158,14 +158,14 @@ def evaluate_codec(
     """
     bandwidths, metrics = dict.fromkeys(plan.bandwidths), dict.fromkeys(plan.metrics)
     plan = Plan(plan.model, tuple(bandwidths), tuple(metrics))  # each counts once
-    codec = _load_once(plan.model)
+    codec = load_codec(plan.model)
     for bandwidth in plan.bandwidths:
         codec.codebooks_for(bandwidth)
     _check_metrics(plan, sounds)
     results: list[FileScores] = []
     counts: dict[float | None, Counts] = {}
     failed: dict[str, str] = {}
-    for sound, outcome in zip(sounds, _outcomes(sounds, plan, workers), strict=True):
+    for sound, outcome in zip(sounds, _outcomes(sounds, plan, codec, workers), strict=True):
         progress()
         if isinstance(outcome, str):
             failed[sound.path] = outcome
@@ -198,13 +198,15 @@ Outcome = list[tuple[FileScores, Counts]] | str
 """The scores at every bandwidth, or why there are none."""
 
 
-def _outcomes(sounds: Sequence[Sound], plan: Plan, workers: int) -> Iterator[Outcome]:
+def _outcomes(sounds: Sequence[Sound], plan: Plan, codec: Codec, workers: int) -> Iterator[Outcome]:
     if workers <= 1:
         for sound in sounds:
-            yield evaluate_sound(sound, plan)
+            yield _outcome(sound, plan, codec)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
-        jobs: list[Future[Outcome]] = [pool.submit(evaluate_sound, each, plan) for each in sounds]
+        jobs: list[Future[Outcome]] = [
+            pool.submit(_outcome_in_worker, each, plan) for each in sounds
+        ]
         try:
             for job in jobs:
                 yield job.result()
@@ -223,14 +225,18 @@ def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _outcome_in_worker(sound: Sound, plan: Plan) -> Outcome:
+    return _outcome(sound, plan, _workers_codec(plan.model))
+
+
 @cache
-def _load_once(model: str) -> Codec:
+def _workers_codec(model: str) -> Codec:
+    """A worker process, which ends with the evaluation, loads the model once."""
     return load_codec(model)
 
 
-def evaluate_sound(sound: Sound, plan: Plan) -> Outcome:
+def _outcome(sound: Sound, plan: Plan, codec: Codec) -> Outcome:
     """One file at every bandwidth of the plan, or why it cannot be used."""
-    codec = _load_once(plan.model)
     try:
         audio = read(sound.path).check().to(codec.sample_rate, codec.channels)
         return [_measure(sound, audio, bandwidth, plan, codec) for bandwidth in plan.bandwidths]

@@ -174,13 +174,13 @@ class Mimi(Codec, StreamingModule):
             return available
         lowest = self.bandwidth_of(1)
         # A rate that was rounded to print it still means the whole number of codebooks.
-        paid = math.floor(bandwidth_kbps / lowest + 0.01) if math.isfinite(bandwidth_kbps) else 0
-        if paid < 1:
+        paid = bandwidth_kbps / lowest + 0.01
+        if not paid >= 1:
             raise ConfigError(
                 f"{bandwidth_kbps:g} kb/s is less than one codebook takes; this model has 1 to "
                 f"{available} of {lowest:g} kb/s each"
             )
-        return min(paid, available)
+        return math.floor(min(paid, available))
 
     # -- between sound and latents ------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sonorant.codec.mimi import MIMI, Mimi, MimiConfig
@@ -27,6 +26,7 @@ from sonorant.codec.mimi_configs import from_transformers as config_from_transfo
 from sonorant.codec.mimi_configs import to_moshi as config_to_moshi
 from sonorant.codec.mimi_configs import to_transformers as config_to_transformers
 from sonorant.errors import CheckpointError
+from sonorant.hub.checkpoint import write_folder
 from sonorant.hub.keys import KeyMap
 from sonorant.hub.pickled_config import read_pickle_with_configs
 from sonorant.hub.table import ModelEntry
@@ -34,7 +34,7 @@ from sonorant.hub.tensors import read_tensors
 from sonorant.model import folded_state
 
 MOSHI_CONFIG, MOSHI_WEIGHTS = "mimi_config.json", "mimi.safetensors"
-TRANSFORMERS_CONFIG, TRANSFORMERS_WEIGHTS = "config.json", "model.safetensors"
+TRANSFORMERS_CONFIG = "config.json"
 SIDES = ("encoder", "decoder")
 
 # Names inside one layer, in the templates of `KeyMap`: moshi's and ours, then transformers' and
@@ -330,22 +330,10 @@ def _json(path: Path) -> dict[str, Any]:
 def export_moshi(model: Mimi, folder: Path) -> None:
     """Write `mimi.safetensors` and `mimi_config.json`, which moshi and rustymimi load."""
     config = config_to_moshi(model.config)
-    _write(folder / MOSHI_WEIGHTS, to_moshi(model), folder / MOSHI_CONFIG, config)
+    write_folder(folder, to_moshi(model), {MOSHI_CONFIG: config}, weights=MOSHI_WEIGHTS)
 
 
 def export_transformers(model: Mimi, folder: Path) -> None:
     """Write `model.safetensors` and `config.json`, which transformers loads."""
     config = config_to_transformers(model.config)
-    _write(
-        folder / TRANSFORMERS_WEIGHTS, to_transformers(model), folder / TRANSFORMERS_CONFIG, config
-    )
-
-
-def _write(
-    weights: Path, tensors: dict[str, Tensor], config_file: Path, config: dict[str, Any]
-) -> None:
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    temporary = weights.with_name(weights.name + ".part")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    config_file.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
-    temporary.replace(weights)
+    write_folder(folder, to_transformers(model), {TRANSFORMERS_CONFIG: config})

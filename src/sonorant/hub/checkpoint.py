@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -116,6 +117,7 @@ def _open_file(path: Path) -> Checkpoint:
     entries = known().models.values()
     for entry in entries:
         if [path.name] == [*entry.paths, *(remote.name for remote in entry.files)]:
+            _check_digest(path, entry)
             return _read_entry(entry, [path])
     if path.suffix in WEIGHTS_SUFFIXES:
         said_itself = _read_ending(path)
@@ -125,8 +127,7 @@ def _open_file(path: Path) -> Checkpoint:
             return _read_described(path.with_name(CONFIG_FILE), path)
     if path.suffix in WEIGHTS_SUFFIXES and CONFIG_KEY in (said := read_metadata(path)):
         return _read_weights(_saved_config(said[CONFIG_KEY].encode(), path), path, path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(path)
     for entry in entries:
         if len(entry.files) == 1 and digest.startswith(entry.files[0].sha256):
             return _read_entry(entry, [path])
@@ -138,6 +139,21 @@ def _open_file(path: Path) -> Checkpoint:
         "published model whose layout and size it has, once and for all in Python: "
         "sonorant.load(path, like='encodec_24khz').save_pretrained(folder)"
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digest(path: Path, entry: ModelEntry) -> None:
+    """Raises: CheckpointError for a file that has a published one's name and other content."""
+    if entry.files and not (digest := _digest(path)).startswith(entry.files[0].sha256):
+        raise CheckpointError(
+            f"{path} has the name of the published {entry.name} but the digest {digest[:8]}, not "
+            f"{entry.files[0].sha256[:8]}: fetch it again, or, if it is another model in that "
+            f"layout, say so in Python: sonorant.load(path, like={entry.name!r})"
+        )
 
 
 def _read_ending(path: Path) -> Checkpoint | None:
@@ -257,11 +273,12 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     documents: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
+    weights: str = WEIGHTS_FILE,
 ) -> None:
-    """Write `model.safetensors` and, by their names, JSON files beside it.
+    """Write a safetensors file and, by their names, JSON files beside it.
 
     What is there is replaced only once all is written.
-    metadata: what `model.safetensors` says beside its tensors.
+    metadata: what the safetensors file says beside its tensors. weights: its name.
     Raises: CheckpointError if the folder cannot be written.
     """
     folder = Path(folder)
@@ -274,13 +291,13 @@ def write_folder(
                 text = msgspec.json.format(msgspec.json.encode(content), indent=2)
                 (part / name).write_bytes(text + b"\n")
             said = {"format": "pt", **(metadata or {})}
-            save_file(dict(tensors), part / WEIGHTS_FILE, metadata=said)
+            save_file(dict(tensors), part / weights, metadata=said)
             # safetensors lets nobody else read what it writes; the user's umask shall decide.
-            shutil.copymode(part / next(iter(documents)), part / WEIGHTS_FILE)
+            shutil.copymode(part / next(iter(documents)), part / weights)
             if folder.exists():
-                for name in (WEIGHTS_FILE, *documents):
+                for name in (weights, *documents):
                     (part / name).replace(folder / name)
             else:
                 part.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot save a model to {folder}: {error}") from error

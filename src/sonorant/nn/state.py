@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sonorant.errors import CheckpointError, ShapeError
@@ -92,8 +92,17 @@ class State:
             self._slots[module] = Slot(self.tensors, prefix)
 
     def __getitem__(self, module: nn.Module) -> Any:
-        """The slot of `module`. Typed loosely because its attributes are the module's own names."""
-        return self._slots[module]
+        """The slot of `module`. Typed loosely because its attributes are the module's own names.
+
+        Raises: ShapeError for a module of another model.
+        """
+        try:
+            return self._slots[module]
+        except KeyError:
+            raise ShapeError(
+                f"this state was made for another model, or has no place for the live call of a "
+                f"{type(module).__name__}; make one with this model's init_state"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -137,9 +146,10 @@ class State:
         temporary = target.with_name(target.name + ".part")
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         try:
-            save_file(tensors, temporary, metadata=self._identity())
+            # Not by `save_file`, which lets nobody else read the file, whatever the user's umask.
+            temporary.write_bytes(save(tensors, metadata=self._identity()))
             temporary.replace(target)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             temporary.unlink(missing_ok=True)
             raise CheckpointError(f"cannot save a state to {target}: {error}") from error
 
@@ -155,6 +165,8 @@ class State:
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a saved state: {error}") from error
+        if not metadata.keys() >= REASONS.keys():
+            raise CheckpointError(f"{path} is not a saved state: it does not say of which model")
         for name, value in self._identity().items():
             if metadata.get(name) != value:
                 raise CheckpointError(f"{path} was saved {REASONS[name]}")
