@@ -6,6 +6,8 @@ weights. `load` finds the system of any name, folder or file and returns it read
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from typing import Any, ClassVar, Self
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
@@ -30,6 +36,10 @@ from sonorant.hub.keys import misfits, summary
 from sonorant.hub.table import known, resolve
 from sonorant.nn.linear import PackedLinear, PackReport, pack_linears
 from sonorant.nn.state import State, init_state
+
+TENSORS_PER_STORED, SPARE_TENSORS = 8, 1000
+"""How many tensors a model may have for each one that is stored, and beside. Weight norm has two
+for one, codebooks have three for training only, and some are computed."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +267,8 @@ def _build(model_class: type[Model], checkpoint: Checkpoint) -> Any:
             config = msgspec.convert(config, model_class.config_type)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{checkpoint.source}: {error}") from error
-    with refusing_config(checkpoint.source), SkipInitialization():
+    stored = len(checkpoint.tensors)
+    with refusing_config(checkpoint.source, stored), SkipInitialization():
         model = model_class(config)
     load_weights(model, checkpoint.tensors, checkpoint.source)
     fold_weight_norm(model)
@@ -266,17 +277,47 @@ def _build(model_class: type[Model], checkpoint: Checkpoint) -> Any:
 
 
 @contextmanager
-def refusing_config(source: str) -> Iterator[None]:
+def refusing_config(source: str, stored: int | None = None) -> Iterator[None]:
     """A context in which a model is made of a stranger's config.
 
+    stored: how many tensors there are to fill it.
     Raises: ConfigError with the config's source, for what the layers cannot have: a size of zero,
-    more than fits the memory.
+    more than fits the memory, many times more of them than were stored.
     """
+    limit = None if stored is None else SPARE_TENSORS + TENSORS_PER_STORED * stored
     try:
-        yield
+        with _at_most(limit):
+            yield
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ConfigError(f"{source}: no model can be made of its config: {reason}") from error
+
+
+@contextmanager
+def _at_most(limit: int | None) -> Iterator[None]:
+    """Raises: ValueError as soon as this thread makes modules of more tensors than that.
+
+    A number in a config may ask for millions of layers, which would take all memory in Python's
+    own objects before a weight is missed.
+    """
+    if limit is None:
+        yield
+        return
+    thread, made = threading.get_ident(), itertools.count(1)
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        if tensor is not None and threading.get_ident() == thread and next(made) > limit:
+            raise ValueError(f"it asks for more than {limit} tensors, far more than are stored")
+
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class SkipInitialization(TorchFunctionMode):

@@ -167,6 +167,17 @@ def test_every_number_of_codebooks_has_its_bandwidth(books: int, size: int, rate
     assert found == list(range(1, books + 1))
 
 
+def test_every_codebook_can_be_asked_for_at_a_rate_that_frames_do_not_divide() -> None:
+    settings = published_settings("audiocraft-encodec_32khz-musicgen")
+    settings["encodec"] |= {"sample_rate": 44_100}
+    settings["seanet"] |= {"ratios": [8, 5, 4, 4]}
+    config = config_from_audiocraft(settings)
+    with torch.device("meta"):
+        model = build(config)
+    found = [model.codebooks_for(kbps) for kbps in config.target_bandwidths_kbps]
+    assert found == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [

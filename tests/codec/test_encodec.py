@@ -1,7 +1,9 @@
 """EnCodec as users meet it: rates, bandwidths, live equals offline, bad input."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from sonorant.codec.encodec import (
 from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.codec.encoded import Encoded
 from sonorant.errors import AudioError, ConfigError, ShapeError
+from sonorant.model import load
 from sonorant.nn.quantizer import QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig
 from tests.codec.latents import assert_quantised_alike, latents_quantised_by
@@ -335,3 +338,19 @@ def test_a_model_made_in_inference_mode_works() -> None:
     expected = tiny().encode_batch(x).tokens
     with torch.inference_mode():
         assert torch.equal(tiny().encode_batch(x).tokens, expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [("quantizer", {"codebooks": 10**7}), ("seanet", {"residual_layers": 10**7})],
+)
+def test_a_config_that_asks_for_endless_layers_ends_at_once(
+    part: str, changes: dict[str, int], tmp_path: Path
+) -> None:
+    tiny().save_pretrained(tmp_path / "saved")
+    config = tmp_path / "saved" / "config.json"
+    content = json.loads(config.read_text())
+    content["config"][part] |= changes
+    config.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="far more than are stored"):
+        load(tmp_path / "saved")

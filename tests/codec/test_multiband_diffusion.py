@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -120,6 +121,18 @@ def test_fewer_codebooks_than_trained_on_are_refused() -> None:
 def test_another_codec_is_refused(other: Encodec) -> None:
     with pytest.raises(ConfigError, match="goes with tiny: 8000 Hz"):
         diffusion().check_codec(other)
+
+
+def test_a_codec_of_another_name_is_warned_of() -> None:
+    other, model = codec(), diffusion()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.check_codec(other)
+        other.name = "somebody/tiny"
+        model.check_codec(other)
+    other.name = "small"
+    with pytest.warns(UserWarning, match="was trained on tiny; of small"):
+        model.check_codec(other)
 
 
 def test_regenerated_sound_keeps_rate_length_and_channels() -> None:

@@ -122,7 +122,7 @@ def config_from_audiocraft(settings: Mapping[str, Any]) -> EncodecConfig:
         raise ConfigError("encodec.renormalize looks at the whole sound, and cannot be causal")
     if (codec.channels, codec.causal) != (seanet.channels, seanet.causal):
         raise ConfigError("encodec and seanet differ in channels or causal; make them equal")
-    frame_rate = codec.sample_rate // math.prod(seanet.ratios)
+    frame_rate = math.ceil(codec.sample_rate / math.prod(seanet.ratios))  # as `EncodecCore` has it
     return EncodecConfig(
         sample_rate=codec.sample_rate,
         target_bandwidths_kbps=bandwidths(rvq.n_q, rvq.bins, frame_rate),

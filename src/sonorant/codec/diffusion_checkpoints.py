@@ -6,6 +6,7 @@ OmegaConf config, "model_state": the network's state dict, "processor_state": th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,8 @@ PUBLISHED = {
     "mbd_comp_8": ("encodec_24khz", 8),
     "mbd_musicgen_32khz": ("encodec_32khz", 4),
 }
+PUBLISHED_LATENTS = 128
+"""Numbers in a latent of both of these codecs."""
 
 # Ours, and theirs, of the fields that mean the same.
 _SAME_UNET_FIELDS = (
@@ -333,9 +336,17 @@ def load_original(
     content = read_pickle_with_configs(files[0])
     codec, codebooks = PUBLISHED[entry.name]
     try:
-        return _read_bands(content, codec, codebooks)
+        config, tensors = _read_bands(content, codec, codebooks)
     except CheckpointError as error:
         raise CheckpointError(f"{files[0]} is no published diffusion model: {error}") from error
+    dimension = config.bands[0].unet.condition_dimension
+    if dimension != PUBLISHED_LATENTS:
+        warnings.warn(
+            f"{files[0]} was trained on another codec than {codec}: on latents of {dimension} "
+            f"numbers, not {PUBLISHED_LATENTS}; this layout does not say which, ours does",
+            stacklevel=2,
+        )
+    return config, tensors
 
 
 class _PublishedFile(msgspec.Struct, frozen=True):

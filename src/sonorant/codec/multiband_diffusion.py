@@ -11,6 +11,7 @@ codec's decoder gives them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar
 
@@ -208,7 +209,10 @@ class MultiBandDiffusion(Model):
         return encoded.tokens[:, :wanted]
 
     def check_codec(self, codec: Codec) -> None:
-        """Raises: ConfigError if the codec's rate, channels or latents are not this model's."""
+        """Warns of a codec of another name, which may have other codewords.
+
+        Raises: ConfigError if the codec's rate, channels or latents are not this model's.
+        """
         unet = self.config.bands[0].unet
         ours = (self.sample_rate, unet.channels, unet.condition_dimension)
         dimension = codec.config.quantizer.dimension
@@ -219,6 +223,13 @@ class MultiBandDiffusion(Model):
                 f"channel(s), latents of {ours[2]} numbers; {codec.name or 'this codec'} is of the "
                 f"system {codec.system} and has {codec.sample_rate} Hz, {codec.channels} "
                 f"channel(s), latents of {dimension}"
+            )
+        meant, given = (str(name).rpartition("/")[2] for name in (self.config.codec, codec.name))
+        if codec.name is not None and given != meant:
+            warnings.warn(
+                f"this diffusion model was trained on {self.config.codec}; of {codec.name}, unless "
+                "it is the same, it makes wrong sounds",
+                stacklevel=2,
             )
 
 
