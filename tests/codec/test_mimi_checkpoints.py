@@ -192,6 +192,12 @@ def test_projections_that_do_not_fit_are_refused() -> None:
         ("transformer", "d_model", 32, r"transformer\.d_model"),
         ("quantizer", "input_dimension", 5, r"quantizer\.input_dimension"),
         ("seanet", "ratios", "many", "no usable config"),
+        ("seanet", "final_activation", "Tanh", r"seanet\.final_activation = 'Tanh', which no Mimi"),
+        ("seanet", "activation_params", {"alpha": 2}, r"seanet\.activation_params"),
+        ("seanet", "channels", 2, r"channels = 1; the only Mimi there is here has 2"),
+        ("transformer", "kv_repeat", 2, r"transformer\.kv_repeat = 2"),
+        ("transformer", "rope_concat", False, r"transformer\.rope_concat = False"),
+        ("quantizer", "n_q_semantic", 2, r"quantizer\.n_q_semantic = 2"),
     ],
 )
 def test_published_configs_that_no_mimi_has_are_refused(
@@ -201,6 +207,14 @@ def test_published_configs_that_no_mimi_has_are_refused(
     published[section][name] = value
     with pytest.raises(ConfigError, match=words):
         mimi_configs.from_moshi(published)
+
+
+def test_what_only_training_needs_or_is_as_without_may_be_in_a_published_config() -> None:
+    published = case_config("mimi_tiny")
+    published["seanet"]["activation_params"] = {"alpha": 1.0}
+    published["transformer"] |= {"kv_repeat": 1, "betas": None}
+    published["quantizer"] |= {"q_dropout": True, "n_q_semantic": 1}
+    assert mimi_configs.from_moshi(published) == mimi_configs.from_moshi(case_config("mimi_tiny"))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"x":' + b"[" * 30_000])

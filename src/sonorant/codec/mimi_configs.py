@@ -59,6 +59,31 @@ MOSHI_FIXED: dict[str, dict[str, Any]] = {
         "positional_embedding": "rope",
     },
 }
+# What moshi's classes take beside, as it is without, which must not be asked for otherwise.
+MOSHI_DEFAULTS: dict[str, dict[str, Any]] = {
+    "seanet": {"activation_params": {"alpha": 1.0}, "norm_params": {}},
+    "transformer": {
+        "positional_scale": 1.0,
+        "betas": None,
+        "quantize": False,
+        "checkpointing": False,
+        "kv_repeat": 1,
+        "weights_per_step": 0,
+        "weights_per_step_schedule": None,
+        "skip_self_attn": False,
+        "cross_attention": False,
+    },
+    "quantizer": {"n_q_semantic": 1, "force_projection": False},
+}
+# Only training depends on these.
+MOSHI_TRAINING = {
+    "q_dropout",
+    "no_quantization_rate",
+    "decay",
+    "threshold_usage_ratio",
+    "replaced_usage_ratio",
+    "codebook_offset",
+}
 
 # The same for transformers: their name, and the part of ours and its name.
 TRANSFORMERS_NAMES: dict[str, tuple[str, str]] = {
@@ -98,16 +123,21 @@ def from_moshi(published: Mapping[str, Any]) -> MimiConfig:
     Raises: ConfigError naming what it lacks, or asks for that no Mimi here has.
     """
     parts: dict[str, dict[str, Any]] = {}
-    for section, names in MOSHI_NAMES.items():
-        found = _section(published, section)
-        _refuse_others(found, MOSHI_FIXED.get(section, {}), section)
-        parts[section] = {ours: _value(found, theirs, section) for theirs, ours in names.items()}
-    seanet, quantizer = parts["seanet"], published["quantizer"]
-    width = seanet["dimension"]
-    widths = {name: width for name in ("input_dimension", "output_dimension")}
-    _refuse_others(quantizer, widths, "quantizer")
-    widths = {"input_dimension": width, "output_dimensions": [width], "d_model": width}
-    _refuse_others(published["transformer"], widths, "transformer")
+    sections = {name: _section(published, name) for name in MOSHI_NAMES}
+    width = _value(sections["seanet"], "dimension", "seanet")
+    widths: dict[str, dict[str, Any]] = {
+        "seanet": {},
+        "quantizer": {"input_dimension": width, "output_dimension": width},
+        "transformer": {"input_dimension": width, "output_dimensions": [width], "d_model": width},
+    }
+    for name, names in MOSHI_NAMES.items():
+        found = sections[name]
+        fixed = MOSHI_FIXED.get(name, {}) | MOSHI_DEFAULTS[name] | widths[name]
+        _refuse_others(found, fixed, name)
+        _refuse_unknown(found, {*names, *fixed, *MOSHI_TRAINING, "true_skip"}, name)
+        parts[name] = {ours: _value(found, theirs, name) for theirs, ours in names.items()}
+    seanet = parts["seanet"]
+    _refuse_others(published, {"channels": seanet["channels"]}, "")
     seanet["skip"] = "identity" if published["seanet"].get("true_skip", True) else "convolution"
     return _assemble(
         parts, _value(published, "sample_rate", ""), _value(published, "frame_rate", "")
@@ -235,6 +265,15 @@ def _refuse_others(found: Mapping[str, Any], fixed: Mapping[str, Any], where: st
                 f"the published config asks for {f'{where}.{name}'.strip('.')} = {found[name]!r}; "
                 f"the only Mimi there is here has {value!r}"
             )
+
+
+def _refuse_unknown(found: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise ConfigError(
+            f"the published config asks for {where}.{unknown[0]} = {found[unknown[0]]!r:.80}, "
+            "which no Mimi here knows"
+        )
 
 
 def _check_publishable(config: MimiConfig) -> None:
