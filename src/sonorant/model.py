@@ -84,8 +84,8 @@ class Model(nn.Module):
     def info(self) -> ModelInfo:
         """Size in numbers and bytes, and the memory of one live session.
 
-        Parameters are all stored numbers, codebooks included; layers packed by `optimize` count
-        with what they store.
+        Parameters are all stored numbers, codebooks included, without the moving averages that only
+        training needs; layers packed by `optimize` count with what they store.
         """
         parts = _stored(self)
         state_bytes = None
@@ -247,7 +247,7 @@ def _stored(module: nn.Module) -> list[Tensor | PackedLinear]:
     for child in module.modules():
         if isinstance(child, PackedLinear):
             found[id(child)] = child
-        passing = child._non_persistent_buffers_set
+        passing = child._non_persistent_buffers_set.union(getattr(child, "training_buffers", ()))
         for name, tensor in [*child._parameters.items(), *child._buffers.items()]:
             if tensor is not None and name not in passing:
                 found[id(tensor)] = tensor

@@ -354,3 +354,24 @@ def test_a_config_that_asks_for_endless_layers_ends_at_once(
     config.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="far more than are stored"):
         load(tmp_path / "saved")
+
+
+def test_rows_and_segments_that_cannot_be_are_refused() -> None:
+    model = tiny_segmented()
+    assert model.stride_samples is not None
+    state, x = model.init_state(3), sound(model.channels, 3 * model.stride_samples, batch=2)
+    encoded = model.encode_batch(x)
+    with pytest.raises(ShapeError, match="3 rows, this has 2"):
+        model.encode_step(x, state)
+    with pytest.raises(ShapeError, match="3 rows, this has 2"):
+        model.decode_step(encoded, state)
+    assert encoded.scales is not None
+    with pytest.raises(ShapeError, match=r"scales must be \[batch, segments\]"):
+        model.decode_batch(replace(encoded, scales=encoded.scales[:, :1]))
+    frames, (first, *_) = encoded.frames, encoded.segment_frames
+    for segments in ((frames + 5, -5), (1, frames - 1), (0, frames)):
+        with pytest.raises(ShapeError, match="cannot be segments"):
+            model.decode_batch(replace(encoded, segment_frames=segments))
+    short = Encoded(encoded.tokens[..., : first + 2], 9, encoded.scales[:, :3], (first, 1, 1))
+    with pytest.raises(ShapeError, match="leave gaps"):
+        model.decode_batch(short)

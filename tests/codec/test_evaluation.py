@@ -150,6 +150,13 @@ def test_damaged_files_are_listed_and_the_others_measured(folder: Path) -> None:
         evaluate_codec([Sound(str(folder / "sounds" / "broken.wav"))], plan(folder))
 
 
+def test_more_than_two_channels_are_not_mixed_down_in_silence(folder: Path) -> None:
+    path = folder / "sounds" / "five.wav"
+    write(path, Audio(0.1 * torch.randn(5, RATE), RATE))
+    with pytest.raises(AudioError, match="5 channels; mix it down"):
+        evaluate_codec([Sound(str(path))], plan(folder))
+
+
 def test_wrong_plans_are_refused_before_anything_is_measured(folder: Path) -> None:
     sounds = find_sounds([folder / "sounds"])
     with pytest.raises(ConfigError, match=r"no metric 'snr'; choose of si_snr, mel"):

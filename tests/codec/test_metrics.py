@@ -62,6 +62,17 @@ def test_si_snr_of_equal_sounds_is_infinite() -> None:
     assert si_snr(noise(0), noise(0)) > 120
 
 
+def test_si_snr_counts_the_channels_that_sound_and_knows_silence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(1, 800, generator=generator)
+    decoded = left + 0.1 * torch.randn(1, 800, generator=generator)
+    nothing = torch.zeros_like(left)
+    reference = Audio(torch.cat([left, nothing]), 8000)
+    both = Audio(torch.cat([decoded, decoded]), 8000)
+    assert si_snr(reference, both) == si_snr(Audio(left, 8000), Audio(decoded, 8000))
+    assert si_snr(Audio(left, 8000), Audio(nothing, 8000)) == -math.inf
+
+
 def test_mel_distance_is_the_gain_in_db() -> None:
     assert mel_distance(noise(0), noise(0)) == 0
     assert mel_distance(noise(0), scaled(noise(0), 0.5)) == pytest.approx(6.02, abs=0.01)

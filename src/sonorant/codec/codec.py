@@ -73,6 +73,18 @@ class Codec(Model, ABC):
         """The sound of the first row of tokens, at the codec's rate."""
         return Audio(self.decode_batch(encoded)[0], self.sample_rate)
 
+    def converted(self, audio: Audio) -> Audio:
+        """A sound, mono or stereo, at the codec's rate and with its channels.
+
+        Raises: AudioError for an empty sound, one with more than two channels or with samples that
+        are not finite.
+        """
+        if audio.channels > 2:
+            raise AudioError(
+                f"this sound has {audio.channels} channels; mix it down to one or two first"
+            )
+        return audio.check().to(self.sample_rate, self.channels)
+
     @abstractmethod
     def to_latent(self, x: Tensor) -> Tensor:
         """Latents `[batch, dimension, frames]` of sounds `[batch, channels, time]`, with gradients.
@@ -125,11 +137,7 @@ class Codec(Model, ABC):
 
     def _batch_of(self, audio: Audio) -> tuple[Tensor, int]:
         """The sound as `[1, channels, time]` at the codec's rate, and its length."""
-        if audio.channels > 2:
-            raise AudioError(
-                f"this sound has {audio.channels} channels; mix it down to one or two first"
-            )
-        converted = audio.to(self.sample_rate, self.channels)
+        converted = self.converted(audio)
         return converted.samples[None].to(next(self.parameters())), converted.samples.shape[-1]
 
     def _chunk(self, chunk: Audio | Tensor) -> Tensor:

@@ -93,16 +93,24 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
             stop = start + piece.shape[-1]
             joined[..., start:stop] += weight[: piece.shape[-1]] * piece
             weights[start:stop] += weight[: piece.shape[-1]]
+        if not bool(weights.all()):
+            raise ShapeError(f"segments of {list(encoded.segment_frames)} frames leave gaps")
         return joined / weights
 
     def decode_segments(self, encoded: Encoded) -> list[Tensor]:
         """The sound of each segment on its own, at its volume."""
         self._check_tokens(encoded.tokens)
         frames = encoded.segment_frames or (encoded.frames,)
-        if sum(frames) != encoded.frames:
+        if sum(frames) != encoded.frames or not 1 <= min(frames) <= max(frames) <= frames[0]:
             raise ShapeError(f"{encoded.frames} frames cannot be segments of {list(frames)}")
         if self.config.normalize != (encoded.scales is not None):
             raise ShapeError("tokens of a normalising codec, and only they, come with scales")
+        stated = (encoded.tokens.shape[0], len(frames))
+        if encoded.scales is not None and encoded.scales.shape != stated:
+            raise ShapeError(
+                f"scales must be [batch, segments] = {list(stated)}, got "
+                f"{list(encoded.scales.shape)}"
+            )
         latents = self.quantizer.decode(encoded.tokens).split(list(frames), dim=-1)
         sounds = _in_batches(latents, self.decoder)
         if encoded.scales is None:
@@ -156,7 +164,9 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
         """Tokens of the segments that live sound of any length completes; often none."""
         slot, segment, stride = state[self], self._segment(), self._stride()
         held = common_count(slot.waiting_filled, state)
-        x = torch.cat([slot.waiting[..., :held], self._chunk(chunk)], dim=-1)
+        new = self._chunk(chunk)
+        self._check_rows(new, state)
+        x = torch.cat([slot.waiting[..., :held], new], dim=-1)
         segments = []
         while x.shape[-1] >= segment:
             segments.append(x[..., :segment])
@@ -185,6 +195,7 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
     def decode_step(self, encoded: Encoded, state: State) -> Tensor:
         """Live sound `[batch, channels, samples]` that no later segment can change."""
         slot, stride = state[self], self._stride()
+        self._check_rows(encoded.tokens, state)
         ready = []
         for piece in self.decode_segments(encoded) if encoded.frames else []:
             if common_count(slot.unfinished, state):

@@ -238,7 +238,7 @@ def _workers_codec(model: str) -> Codec:
 def _outcome(sound: Sound, plan: Plan, codec: Codec) -> Outcome:
     """One file at every bandwidth of the plan, or why it cannot be used."""
     try:
-        audio = read(sound.path).check().to(codec.sample_rate, codec.channels)
+        audio = codec.converted(read(sound.path))
         return [_measure(sound, audio, bandwidth, plan, codec) for bandwidth in plan.bandwidths]
     except AudioError as error:
         return str(error)

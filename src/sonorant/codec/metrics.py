@@ -51,16 +51,20 @@ STOI_SECONDS = 0.5  # it compares stretches of 0.384 s
 def si_snr(reference: Audio, decoded: Audio) -> float:
     """Scale-invariant signal-to-noise ratio of the whole sound in dB, mean over channels.
 
-    Higher is better; 0 dB means that as much noise as signal is left, infinity that nothing is.
-    Raises: AudioError if the sounds cannot be compared, or the reference is silent.
+    Higher is better; 0 dB means that as much noise as signal is left, infinity that nothing is,
+    minus infinity that there is no signal. Channels of which the reference is silent do not count.
+    Raises: AudioError if the sounds cannot be compared, or the whole reference is silent.
     """
     theirs, ours = (x - x.mean(dim=-1, keepdim=True) for x in _comparable(reference, decoded))
-    energy = theirs.square().sum(dim=-1, keepdim=True)
-    if not bool(energy.all()):
+    heard = theirs.any(dim=-1)
+    if not bool(heard.any()):
         raise AudioError("a silent reference has no signal-to-noise ratio")
+    theirs, ours = theirs[heard], ours[heard]
+    energy = theirs.square().sum(dim=-1, keepdim=True)
     signal = (ours * theirs).sum(dim=-1, keepdim=True) / energy * theirs
-    noise = ours - signal
-    return float(10 * (signal.square().sum(dim=-1) / noise.square().sum(dim=-1)).log10().mean())
+    power, noise = signal.square().sum(dim=-1), (ours - signal).square().sum(dim=-1)
+    ratio = torch.where(power > 0, power / noise, 0)  # of silence too, which has no noise
+    return float(10 * ratio.log10().mean())
 
 
 def mel_distance(reference: Audio, decoded: Audio) -> float:
