@@ -1,6 +1,8 @@
 """`.ecdc` files: as the parity cases show what is written, these show what is refused."""
 
 import json
+import resource
+import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +88,20 @@ def test_any_chunks_give_the_same_file(tmp_path: Path, coded: bool) -> None:
             writer.write(Encoded(tokens, tokens.shape[-1] * HOP))
         writer.finish()
     assert (tmp_path / "b.ecdc").read_bytes() == expected
+
+
+def test_a_disk_that_is_full_is_told_by_the_files_name_and_leaves_nothing(tmp_path: Path) -> None:
+    codec, path = causal(), tmp_path / "a.ecdc"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heeded = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(FormatError, match=r"cannot write .*a\.ecdc: File too large"):
+            write(path, codec, encoded(codec, 400 * HOP), None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heeded)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sonorant.audio import read
 from sonorant.cli.train import SHORT_NAMES
 from sonorant.codec.entropy_compact import CompactEntropyConfig
 from sonorant.codec.entropy_training import EntropySettings, EntropyTask
@@ -20,6 +21,7 @@ from sonorant.training.recipe import Recipe, TrainingConfig, build_task, load_re
 from tests.codec.test_encodec import RATE, tiny
 from tests.codec.test_entropy_exact import TRANSFORMER
 from tests.codec.test_files import sound_file
+from tests.codec.test_mimi import tiny_mimi
 from tests.training.runs import assert_equal_states, final_state, log_lines
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -84,6 +86,24 @@ def test_a_run_saves_bits_and_compress_finds_its_model(
     assert sizes[1] < sizes[0]
     decompress_file(tmp_path / "coded.snr", tmp_path / "out.wav", codec, entropy=entropy)
     assert (tmp_path / "out.wav").exists()
+
+
+def test_a_codec_that_was_trained_for_every_bandwidth_gets_a_model_too(
+    settings: EntropySettings, tmp_path: Path
+) -> None:
+    tiny_mimi().save_pretrained(tmp_path / "codec")
+    train(recipe(settings, steps=4), tmp_path / "run", short_names=SHORT_NAMES)
+    saved = [name for name in flat(log_lines(tmp_path / "run")[-1]) if "saved" in name]
+    assert len(saved) == 4  # as many as codebooks
+    (tmp_path / "run" / "model").rename(tmp_path / "codec" / "entropy")
+    codec = load_codec(tmp_path / "codec")
+    entropy = load_entropy_model(codec, tmp_path / "codec")
+    source = sound_file(tmp_path / "in.wav", 2000)
+    for name, model in (("packed", None), ("coded", entropy)):
+        compress_file(source, tmp_path / f"{name}.snr", codec, entropy=model)
+        decompress_file(tmp_path / f"{name}.snr", tmp_path / f"{name}.wav", codec, entropy=model)
+    packed, coded = (read(tmp_path / f"{name}.wav").samples for name in ("packed", "coded"))
+    assert torch.equal(packed, coded)
 
 
 def test_training_goes_on_from_a_model(settings: EntropySettings, tmp_path: Path) -> None:

@@ -157,6 +157,11 @@ def test_more_than_two_channels_are_not_mixed_down_in_silence(folder: Path) -> N
         evaluate_codec([Sound(str(path))], plan(folder))
 
 
+def test_a_split_without_a_manifest_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the split 'test' is of a manifest"):
+        find_sounds([folder / "sounds"], "test")
+
+
 def test_wrong_plans_are_refused_before_anything_is_measured(folder: Path) -> None:
     sounds = find_sounds([folder / "sounds"])
     with pytest.raises(ConfigError, match=r"no metric 'snr'; choose of si_snr, mel"):

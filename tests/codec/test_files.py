@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -192,6 +193,36 @@ def test_a_container_that_promises_more_sound_than_it_holds_is_refused(
         writer.write(Encoded(encoded.tokens, 10**9, encoded.scales, encoded.segment_frames))
         writer.finish(10**9)
     with pytest.raises(FormatError, match="104 samples of sound, but promises 1000000000"):
+        decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
+    assert not (tmp_path / "out.wav").exists()
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 1, 1)])
+def test_a_container_of_impossible_segments_is_refused(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    from sonorant.codec.container import ContainerWriter
+    from sonorant.codec.files import _header_of
+
+    model = MODELS["segments"]()
+    assert isinstance(model, SegmentedEncodec)
+    assert model.stride_samples is not None
+    samples = model.stride_samples + 2 * HOP  # a whole segment and a short one
+    source = sound_file(tmp_path / "in.wav", samples, RATE, model.channels)
+    encoded = model.encode(read(source))
+    assert encoded.scales is not None
+    parts = encoded.tokens.split(list(encoded.segment_frames), dim=-1)
+    forged = replace(
+        encoded,
+        tokens=torch.cat([parts[index] for index in order], dim=-1),
+        scales=encoded.scales[:, list(order)],
+        segment_frames=tuple(encoded.segment_frames[index] for index in order),
+    )
+    header = _header_of(info(source), model, encoded.codebooks)
+    with ContainerWriter(tmp_path / "a.snr", header) as writer:
+        writer.write(forged)
+        writer.finish(samples)
+    with pytest.raises(FormatError, match="its segments are not those of"):
         decompress_file(tmp_path / "a.snr", tmp_path / "out.wav", model)
     assert not (tmp_path / "out.wav").exists()
 

@@ -295,6 +295,13 @@ def test_a_packed_model_reads_convolutions_and_linear_layers_in_few_bits(
         packed.saved_tensors()
 
 
+def test_a_packed_model_has_no_twin() -> None:
+    model = wide_mimi()
+    model.optimize("fp16")
+    with pytest.raises(ConfigError, match="with_published_ring comes before optimize"):
+        model.with_published_ring()
+
+
 def test_a_mode_that_does_not_exist_leaves_the_model_as_it_is() -> None:
     model = wide_mimi()
     names = set(model.state_dict())

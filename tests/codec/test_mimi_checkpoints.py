@@ -209,6 +209,20 @@ def test_published_configs_that_no_mimi_has_are_refused(
         mimi_configs.from_moshi(published)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000, "factor": 8}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2}},
+    ],
+)
+def test_positions_that_turn_otherwise_are_refused(change: dict[str, Any]) -> None:
+    published = case_config("mimi_tiny_hf")
+    mimi_configs.from_transformers(published)
+    with pytest.raises(ConfigError, match="rope_"):
+        mimi_configs.from_transformers(published | change)
+
+
 def test_what_only_training_needs_or_is_as_without_may_be_in_a_published_config() -> None:
     published = case_config("mimi_tiny")
     published["seanet"]["activation_params"] = {"alpha": 1.0}

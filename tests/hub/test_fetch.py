@@ -84,6 +84,16 @@ def test_file_with_another_digest_is_not_kept(server: str, cache: Path) -> None:
     assert files_below(cache) == []
 
 
+def test_another_file_in_the_cache_is_not_taken(server: str, cache: Path) -> None:
+    wanted = entry(f"{server}/model.th", "0" * 8)
+    path = cached_path(wanted.files[0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    with pytest.raises(CheckpointError, match=f"digest is {DIGEST[:8]}; delete it"):
+        fetch_files(wanted)
+    assert Handler.requests == []
+
+
 def test_file_that_the_server_lacks_is_named(server: str, cache: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot fetch .*/none\.th.*404"):
         fetch_files(entry(f"{server}/none.th"))

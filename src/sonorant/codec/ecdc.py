@@ -135,7 +135,8 @@ class EcdcWriter:
         self._file = WholeFile(Path(path))
         # The header needs the length, which only the end of the sound tells.
         try:
-            self._body = tempfile.TemporaryFile(dir=Path(path).parent)  # noqa: SIM115
+            # Unbuffered, as the file itself.
+            self._body = tempfile.TemporaryFile(dir=Path(path).parent, buffering=0)  # noqa: SIM115
         except OSError as error:
             self._file.discard()
             raise FormatError(f"cannot write {path}: {error.strerror}") from error
@@ -191,8 +192,10 @@ class EcdcWriter:
         return PackedWriter(token_bits(self._codec), self._codebooks)
 
     def _append(self, data: bytes) -> None:
+        left = memoryview(data)
         try:
-            self._body.write(data)
+            while left:
+                left = left[self._body.write(left) :]
         except OSError as error:
             raise FormatError(f"cannot write {self._file.path}: {error.strerror}") from error
 

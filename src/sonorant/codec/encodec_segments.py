@@ -201,6 +201,8 @@ class SegmentedEncodec(EncodecCore, StreamingModule):
             if common_count(slot.unfinished, state):
                 ready.append(self._take(stride, state))
             first = common_count(slot.first_length, state) or piece.shape[-1]
+            if piece.shape[-1] > first:
+                raise ShapeError("no segment of a stream is longer than its first one")
             state.update(slot.first_length, torch.full_like(slot.first_length, first))
             self._add(piece, triangle(first, like=piece), state)
             whole = piece.shape[-1] >= self._segment()

@@ -17,6 +17,7 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from sonorant.codec.codec import Codec
 from sonorant.codec.entropy_coding import (
     EntropyConfig,
     EntropyCore,
@@ -63,6 +64,13 @@ class EntropySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     weight_decay: float = 0.01
 
 
+def _bandwidths_of(codec: Codec) -> tuple[float, ...]:
+    """Those that a codec was trained for; of one that was trained for all, of every codebook."""
+    stated: tuple[float, ...] = getattr(codec.config, "target_bandwidths_kbps", ())
+    every = range(1, codec.config.quantizer.codebooks + 1)
+    return stated or tuple(codec.bandwidth_of(codebooks) for codebooks in every)
+
+
 class EntropyTask(Task):
     """Trains an entropy model for a codec."""
 
@@ -73,9 +81,7 @@ class EntropyTask(Task):
     def __init__(self, settings: EntropySettings) -> None:
         super().__init__(settings)
         self.codec = load_codec(settings.codec)
-        if not hasattr(self.codec.config, "target_bandwidths_kbps"):
-            raise ConfigError(f"{settings.codec} has no bandwidths to draw from")
-        self.bandwidths: tuple[float, ...] = self.codec.config.target_bandwidths_kbps
+        self.bandwidths = _bandwidths_of(self.codec)
         self.model: EntropyCore
         if settings.published is None:
             self.model = first_model(CompactEntropyModel, settings.model, settings.start)

@@ -118,10 +118,12 @@ def find_sounds(
     """The sounds of files, folders (with all below them) and manifests, each once.
 
     split: of manifests, which must be there then. domain: of files and folders.
-    Raises: AudioError for a missing path, ConfigError for a damaged manifest, or if nothing is
-    found.
+    Raises: AudioError for a missing path, ConfigError for a damaged manifest, a split without one,
+    or if nothing is found.
     """
     found: dict[str, Sound] = {}
+    if split is not None and not any(path.suffix == MANIFEST_SUFFIX for path in paths):
+        raise ConfigError(f"the split {split!r} is of a manifest, and none is among the paths")
     for path in paths:
         for sound in _sounds_of(path, split, domain):
             found.setdefault(os.path.realpath(sound.path), sound)

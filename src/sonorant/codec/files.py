@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sonorant.codec.codec import Codec
 from sonorant.codec.container import Block, ContainerReader, ContainerWriter
 from sonorant.codec.container_layout import FINGERPRINT_BYTES, Header
 from sonorant.codec.ecdc import SUFFIX, EcdcReader, EcdcWriter
+from sonorant.codec.encodec_segments import SegmentedEncodec
 from sonorant.codec.encoded import Encoded
 from sonorant.codec.entropy_coder import EntropyCoder
 from sonorant.codec.entropy_coding import EntropyCore
@@ -182,12 +184,32 @@ def _sound_of_container(
         coder = EntropyCoder(entropy)
     rate, channels = header.source_sample_rate, header.source_channels
     converter = Converter(header.sample_rate, rate, model.channels, channels)
-    decoded = decoder(reader.blocks(coder), model)
+    tokens = reader.blocks(coder)
+    if isinstance(model, SegmentedEncodec):
+        tokens = _in_segments(tokens, model, totals.samples, reader.path)
+    decoded = decoder(tokens, model)
     coded = _exactly(totals.samples, decoded, spare=0, name=reader.path)
     # Rounding at two rates may leave the sound some samples short.
     spare = 2 + 2 * rate // header.sample_rate
     pieces = _exactly(totals.source_samples, converter.stream(coded), spare, name=reader.path)
     return _Sound(rate, channels, pieces)
+
+
+def _in_segments(
+    tokens: Iterator[Block], model: SegmentedEncodec, samples: int, path: Path
+) -> Iterator[Block]:
+    """The blocks of a sound of so many samples, each known to be the segment that is due.
+
+    Raises: FormatError for one that is longer, or shorter and not the last.
+    """
+    stride, segment = model.stride_samples or samples, model.segment_samples or samples
+    is_short = False
+    for start, block in zip(count(0, stride), tokens, strict=False):
+        frames, due = block.tokens.shape[-1], model.frames_of(min(segment, samples - start))
+        if is_short or frames > due:
+            raise FormatError(f"{path} is damaged: its segments are not those of {samples} samples")
+        is_short = frames < due
+        yield block
 
 
 def _sound_of_ecdc(

@@ -27,7 +27,7 @@ from sonorant.codec.encoded import Encoded
 from sonorant.errors import ConfigError, ShapeError
 from sonorant.model import SkipInitialization
 from sonorant.nn.conv import ConvStyle, StreamingConv1d, StreamingConvTranspose1d
-from sonorant.nn.linear import PackReport, lay_out_by_input
+from sonorant.nn.linear import PackedLinear, PackReport, lay_out_by_input
 from sonorant.nn.quantizer import Codebook, QuantizerConfig
 from sonorant.nn.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from sonorant.nn.split_quantizer import SplitQuantizer
@@ -135,7 +135,14 @@ class Mimi(Codec, StreamingModule):
         return super().init_state(batch_size, low_latency)
 
     def with_published_ring(self) -> Self:
-        """The same model on the same weights, that runs live as the published package does."""
+        """The same model on the same weights, that runs live as the published package does.
+
+        Raises: ConfigError for a packed model.
+        """
+        if any(isinstance(module, PackedLinear) for module in self.modules()):
+            raise ConfigError(
+                "a packed model has no twin: with_published_ring comes before optimize"
+            )
         transformer = msgspec.structs.replace(self.config.transformer, ring="published")
         with SkipInitialization():
             twin = type(self)(msgspec.structs.replace(self.config, transformer=transformer))

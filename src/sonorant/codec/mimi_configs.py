@@ -180,6 +180,8 @@ def from_transformers(published: Mapping[str, Any]) -> MimiConfig:
         "head_dim": width // heads,
         "upsample_groups": width,
         "vector_quantization_hidden_dimension": published["codebook_dim"],
+        "rope_type": "default",  # others turn the positions otherwise
+        "rope_scaling": None,
     }
     _refuse_others(published, fixed, "")
     parts: dict[str, dict[str, Any]] = {

@@ -6,7 +6,6 @@ Our own layout is a folder with `config.json`, {"format_version": 1, "system": "
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sonorant.errors import CheckpointError
-from sonorant.hub.fetch import fetch_files, fetch_first, fetch_repository
+from sonorant.hub.fetch import fetch_files, fetch_first, fetch_repository, sha256_of
 from sonorant.hub.table import LayoutEntry, ModelEntry, known, resolve
 from sonorant.hub.tensors import read_metadata, read_tensors
 
@@ -127,7 +126,7 @@ def _open_file(path: Path) -> Checkpoint:
             return _read_described(path.with_name(CONFIG_FILE), path)
     if path.suffix in WEIGHTS_SUFFIXES and CONFIG_KEY in (said := read_metadata(path)):
         return _read_weights(_saved_config(said[CONFIG_KEY].encode(), path), path, path)
-    digest = _digest(path)
+    digest = sha256_of(path)
     for entry in entries:
         if len(entry.files) == 1 and digest.startswith(entry.files[0].sha256):
             return _read_entry(entry, [path])
@@ -141,14 +140,9 @@ def _open_file(path: Path) -> Checkpoint:
     )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_digest(path: Path, entry: ModelEntry) -> None:
     """Raises: CheckpointError for a file that has a published one's name and other content."""
-    if entry.files and not (digest := _digest(path)).startswith(entry.files[0].sha256):
+    if entry.files and not (digest := sha256_of(path)).startswith(entry.files[0].sha256):
         raise CheckpointError(
             f"{path} has the name of the published {entry.name} but the digest {digest[:8]}, not "
             f"{entry.files[0].sha256[:8]}: fetch it again, or, if it is another model in that "

@@ -7,6 +7,7 @@ library's own cache.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +58,7 @@ def fetch_files(entry: ModelEntry) -> list[Path]:
 def _fetch(file: RemoteFile) -> Path:
     target = cached_path(file)
     if target.is_file():
+        _check_cached(target, file)
         return target
     if is_offline():
         raise CheckpointError(
@@ -76,6 +78,25 @@ def _fetch(file: RemoteFile) -> Path:
             f"cannot fetch {file.url}: {error}; with a copy of the file, put it at {target}"
         ) from error
     return target
+
+
+def _check_cached(path: Path, file: RemoteFile) -> None:
+    """Somebody may have put the file there.
+
+    Raises: CheckpointError if it is another.
+    """
+    digest = sha256_of(path)
+    if not digest.startswith(file.sha256):
+        raise CheckpointError(
+            f"{path} is not the published file: its digest is {digest[:8]}; delete it, to fetch it "
+            f"again, or put {file.url} there"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_repository(repository: str, names: Iterable[str]) -> list[Path]:

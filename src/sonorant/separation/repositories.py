@@ -5,7 +5,6 @@ A bag is a YAML file that names packages by their signatures, with which their f
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from sonorant.errors import CheckpointError, ConfigError
-from sonorant.hub.fetch import fetch_files, fetch_repository
+from sonorant.hub.fetch import fetch_files, fetch_repository, sha256_of
 from sonorant.hub.table import ModelEntry, RemoteFile, known
 from sonorant.hub.tensors import read_metadata
 from sonorant.model import Model, load
@@ -215,8 +214,7 @@ def _check_digest(path: Path) -> None:
     stated = _signed(path)[1]
     if stated is None:
         return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     if not digest.startswith(stated):
         raise CheckpointError(
             f"{path} has the digest {digest[:8]}, not the one in its name; fetch it again"
