@@ -54,6 +54,17 @@ def test_a_manifest_comes_back_and_moves_with_its_folder(tmp_path: Path) -> None
     assert found[0].std == songs[0].std
 
 
+def test_a_manifest_finds_songs_whose_paths_were_relative_to_where_one_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    song = write_song(Path("band") / "Jam")
+    write_songs("lists/songs.jsonl", [song])
+    monkeypatch.chdir("lists")
+    found = read_songs("songs.jsonl")[0]
+    assert Path(found.files["drums"]) == tmp_path / "lists" / ".." / "band" / "Jam" / "drums.wav"
+
+
 def test_refuses_manifests_that_would_not_work(tmp_path: Path) -> None:
     song = write_song(tmp_path / "song")
     path = tmp_path / "songs.jsonl"

@@ -120,7 +120,7 @@ def song_of(
     measure_level: False leaves mean 0 and deviation 1, and reads no sound.
     Raises: AudioError if a file cannot be read, or stems differ in rate or length.
     """
-    paths = {source: str(file) for source, file in files.items()}
+    paths = {source: str(Path(file).absolute()) for source, file in files.items()}
     rate, samples = _common_length(name, paths)
     song = Song(
         name=name,
