@@ -7,7 +7,7 @@ Sources: MUSDB18 (doi 10.5281/zenodo.1117372), MUSDB18-HQ (doi 10.5281/zenodo.33
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,7 @@ from sonorant.data.songs import (
     read_stem,
     song_of,
 )
-from sonorant.errors import ConfigError
+from sonorant.errors import AudioError, ConfigError
 from sonorant.separation.repitch import KEPT_SHARE, Repitch, repitch
 
 MUSDB_VALIDATION = frozenset(
@@ -56,13 +56,16 @@ MUSDB_VALIDATION = frozenset(
 """The training songs that the community sets apart (the package musdb)."""
 
 
-def find_songs(root: Path, licence: str = "") -> Iterator[Song]:
+def find_songs(
+    root: Path, licence: str = "", leave_out: Callable[[AudioError], object] | None = None
+) -> Iterator[Song]:
     """The songs of a dataset, each measured when it is asked for.
 
     Takes MUSDB18 (`train` and `test` with `.stem.mp4` files) and folders of stems (`train`, `valid`
     and `test` with a folder for each song, in it `SOURCE.wav` and perhaps `mixture.wav`), as
     MUSDB18-HQ is. Where there is no `valid`, the songs of MUSDB's validation are it.
-    Raises: ConfigError if there are none; AudioError for stems that do not fit together.
+    leave_out: hears of songs whose stems cannot be read or do not fit together; they are left out.
+    Raises: ConfigError if there are none; AudioError, without `leave_out`, for such a song.
     """
     found = False
     splits_itself = (root / "valid").is_dir()
@@ -70,7 +73,12 @@ def find_songs(root: Path, licence: str = "") -> Iterator[Song]:
         for name, files in songs_in(root / split):
             found = True
             kept_aside = split == "train" and name in MUSDB_VALIDATION and not splits_itself
-            yield song_of(name, "valid" if kept_aside else split, files, licence)
+            try:
+                yield song_of(name, "valid" if kept_aside else split, files, licence)
+            except AudioError as error:
+                if leave_out is None:
+                    raise
+                leave_out(error)
     if not found:
         raise ConfigError(
             f"{root} holds no songs: it needs train/SONG/SOURCE.wav, or train/SONG{STEM_SUFFIX}"
