@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sonorant.cli.data_songs import automix, curate
+
 if TYPE_CHECKING:
     from sonorant.data.manifest import Split
     from sonorant.data.prepare import Candidate, Folder
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 @click.group()
 def data() -> None:
     """Fetch openly licensed audio and prepare it for training."""
+
+
+for command in (curate, automix):
+    data.add_command(command)
 
 
 @data.command("list")
