@@ -121,5 +121,12 @@ def test_songs_without_beat_or_bass_are_refused(tmp_path: Path) -> None:
         analyse(msgspec.structs.replace(song, files=files))
 
 
+def test_a_song_whose_halves_are_differently_fast_is_refused(tmp_path: Path) -> None:
+    half = SECONDS / 2
+    beats = np.concatenate([np.arange(0, half, 60 / 90), half + np.arange(0, half, 60 / 110)])
+    with pytest.raises(AudioError, match="the drums of faster keep no tempo"):
+        analyse(write_click_song(tmp_path / "faster", drums=drums(beats)))
+
+
 def test_silent_vocals_do_not_sound(tmp_path: Path) -> None:
     assert "vocals" not in analyse(write_click_song(tmp_path / "song", vocals=SILENCE)).sounding

@@ -8,6 +8,7 @@ as the onset is strong, and the sizes of the analysis are our own.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ SILENT_PEAK = 1e-3
 _DRUM_RATE, _HOP = 16_000, 80  # Hz, samples: steps of GRID_SECONDS
 _WINDOW, _BANDS = 512, 40  # samples; windows of 32 ms keep onsets apart
 _LAG_STEP_SECONDS = 0.001
+_TEMPO_SECONDS, _TEMPO_STEPS = 240, 4  # of a song, of GRID_SECONDS: bounds time and memory
 _STROKE_SECONDS = 0.05  # after an onset, in which its stroke is loudest
 _BASS_RATE = 4000  # Hz; a bass' notes and their overtones lie below 2 kHz
 _BASS_WINDOW, _BASS_HOP = 2048, 512  # samples; half a second tells the lowest semitones apart
@@ -169,7 +171,10 @@ def _rhythm(librosa: Any, song: Song) -> tuple[float, list[float], list[float]]:
     drums = _mono(song, "drums", _DRUM_RATE)
     shared = {"sr": _DRUM_RATE, "hop_length": _HOP}
     envelope = librosa.onset.onset_strength(y=drums, n_fft=_WINDOW, n_mels=_BANDS, **shared)
-    _, beats = librosa.beat.beat_track(onset_envelope=envelope, units="time", trim=True, **shared)
+    usual = _usual_tempo(librosa, envelope)
+    _, beats = librosa.beat.beat_track(
+        onset_envelope=envelope, bpm=usual, units="time", trim=True, **shared
+    )
     onsets = librosa.onset.onset_detect(onset_envelope=envelope, units="frames", **shared)
     if len(beats) < LEAST_BEATS or not len(onsets):
         raise AudioError(f"the drums of {song.name} have no beat that can be followed")
@@ -178,21 +183,40 @@ def _rhythm(librosa: Any, song: Song) -> tuple[float, list[float], list[float]]:
     within = np.minimum(onsets[:, None] + reach, len(loudness) - 1)
     strengths = loudness[within].max(axis=1)
     strengths = strengths / strengths.max()
-    return _tempo_of(beats), (onsets * GRID_SECONDS).tolist(), strengths.tolist()
+    tempo = _tempo_of(beats)
+    if not math.isfinite(tempo):
+        raise AudioError(f"the drums of {song.name} keep no tempo")
+    return tempo, (onsets * GRID_SECONDS).tolist(), strengths.tolist()
+
+
+def _usual_tempo(librosa: Any, envelope: Floats) -> float:
+    """Beats per minute, roughly, for the beats to be followed by.
+
+    Of the middle of long songs, in coarse steps: librosa compares each with all of the next 8 s.
+    """
+    most = round(_TEMPO_SECONDS / GRID_SECONDS)
+    first = max(0, len(envelope) - most) // 2
+    middle = envelope[first : first + most]
+    steps = len(middle) // _TEMPO_STEPS
+    coarse = middle[: steps * _TEMPO_STEPS].reshape(steps, _TEMPO_STEPS).max(axis=1)
+    found = librosa.feature.tempo(
+        onset_envelope=coarse, sr=_DRUM_RATE, hop_length=_HOP * _TEMPO_STEPS
+    )
+    return float(found[0])
 
 
 def _tempo_of(beats: npt.NDArray[np.float64]) -> float:
     """Beats per minute, exact enough for songs of minutes to stay together.
 
     The mean of the slopes between beats half a song apart, but for those far from their median:
-    single wrong beats do not count.
+    single wrong beats do not count. NaN where the halves of a song are differently fast.
     """
     intervals = np.diff(beats)
     numbers = np.concatenate([[0], np.cumsum(np.round(intervals / np.median(intervals)))])
     half = len(beats) // 2
     slopes = (beats[half:] - beats[:-half]) / (numbers[half:] - numbers[:-half])
     usual = np.abs(slopes / np.median(slopes) - 1) < 0.01
-    return float(60 / slopes[usual].mean())
+    return float(60 / slopes[usual].mean()) if usual.any() else math.nan
 
 
 def _chroma(librosa: Any, song: Song) -> list[float]:
