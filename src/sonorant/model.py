@@ -218,7 +218,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         name: tensor.to(own[name].dtype) if name in own else tensor
         for name, tensor in tensors.items()
     }
-    unusable = [name for name, tensor in converted.items() if not _is_finite(tensor)]
+    unusable = [name for name in own if name in converted and not _is_finite(converted[name])]
     if unusable:
         raise CheckpointError(
             f"{source} has numbers that are not finite, which no training should have kept: "

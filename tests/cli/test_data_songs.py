@@ -6,6 +6,7 @@ import sys
 import pytest
 import soundfile
 
+from sonorant.data.folder_lock import only_run_in
 from sonorant.data.songs import read_songs
 from tests.cli.running import CommandLine, sonorant
 from tests.separation.click_songs import write_click_song
@@ -65,7 +66,7 @@ def test_automix_writes_songs_of_several_songs(sonorant: CommandLine) -> None:
     assert sonorant.run(*AUTOMIX, "--passes", "2") == 0, sonorant.err
     assert "wrote mixes/songs.jsonl: 4 mixes" in sonorant.out
     told = [line for line in sonorant.err.splitlines() if line.startswith("left out: ")]
-    assert [line.split()[2] for line in told] == ["duo", torn.files["vocals"]]
+    assert [line.split()[2] for line in told] == [torn.files["vocals"], "duo"]
     songs = read_songs(sonorant.folder / "mixes" / "songs.jsonl")
     assert [song.name for song in songs] == ["a.mix1", "a.mix2", "b.mix1", "b.mix2", "kept"]
     assert songs[-1].split == "valid"
@@ -75,6 +76,36 @@ def test_automix_writes_songs_of_several_songs(sonorant: CommandLine) -> None:
     assert sonorant.run(*AUTOMIX, "--passes", "2") == 0
     assert sonorant.content() == before
     assert "made of other stems" in sonorant_error(sonorant, *AUTOMIX, "--seed", "7")
+
+
+def test_what_lies_in_the_output_is_neither_overwritten_nor_shared(sonorant: CommandLine) -> None:
+    train = sonorant.folder / "songs" / "train"
+    for name, bpm, first in (("a", 120, 0.3), ("b", 110, 0.7)):
+        write_click_song(train / name, bpm, first)
+    assert sonorant.run("data", "songs", "songs", "--out", "list.jsonl") == 0
+    assert "holds stems of SONGS" in sonorant.fails(
+        "data", "automix", "list.jsonl", "--out", "songs"
+    )
+    with only_run_in(sonorant.folder / "mixes" / ".unfinished"):
+        assert "another run is at work" in sonorant_error(sonorant, *AUTOMIX)
+    assert sonorant.run(*AUTOMIX, "--passes", "1") == 0
+    stem = sonorant.folder / "mixes" / "train" / "a.mix1" / "vocals.flac"
+    stem.unlink()  # as if somebody had
+    assert sonorant.run(*AUTOMIX, "--passes", "1") == 0
+    assert stem.is_file()
+
+
+def test_a_validation_song_that_is_not_finite_is_left_out(sonorant: CommandLine) -> None:
+    for name, bpm, first in (("a", 120, 0.3), ("b", 110, 0.7)):
+        write_click_song(sonorant.folder / "songs" / "train" / name, bpm, first)
+    torn = write_click_song(sonorant.folder / "songs" / "valid" / "torn", 120, 0.3)
+    samples, rate = soundfile.read(torn.files["bass"])
+    samples[7] = float("inf")
+    soundfile.write(torn.files["bass"], samples, rate, "FLOAT")
+    assert sonorant.run(*AUTOMIX, "--passes", "1") == 0
+    assert f"left out: {torn.files['bass']} holds inf at sample 7" in sonorant.err
+    songs = read_songs(sonorant.folder / "mixes" / "songs.jsonl")
+    assert [song.name for song in songs] == ["a.mix1", "b.mix1"]
 
 
 def sonorant_error(sonorant: CommandLine, *arguments: str) -> str:

@@ -71,6 +71,8 @@ def test_si_snr_counts_the_channels_that_sound_and_knows_silence() -> None:
     both = Audio(torch.cat([decoded, decoded]), 8000)
     assert si_snr(reference, both) == si_snr(Audio(left, 8000), Audio(decoded, 8000))
     assert si_snr(Audio(left, 8000), Audio(nothing, 8000)) == -math.inf
+    twice = Audio(torch.cat([left, left]), 8000)
+    assert si_snr(twice, Audio(torch.cat([left, nothing]), 8000)) == -math.inf
 
 
 def test_mel_distance_is_the_gain_in_db() -> None:

@@ -96,13 +96,41 @@ def test_a_song_without_a_source_says_which_it_has(tmp_path: Path) -> None:
 
 def test_reads_the_streams_of_a_stem_file(tmp_path: Path) -> None:
     """AAC loses little of slow sines, and nothing of where they are."""
-    import av
-
     path, rate, samples = tmp_path / "song.stem.mp4", 44_100, 44_100
     tones = 0.3 * np.sin(
         2 * np.pi * np.arange(samples) / rate * 200 * np.arange(1, 6)[:, None]
     ).astype(np.float32)
-    with av.open(str(path), "w", format="mp4") as container:
+    _write_stem_file(path, tones, rate)
+    song = song_of("song", "test", dict.fromkeys(STREAMS, path))
+    assert abs(song.samples - samples) <= 1024
+    for source, tone in zip(STREAMS, tones, strict=True):
+        read = read_stem(song, source, 10_000, 20_000)
+        np.testing.assert_allclose(read[0], tone[10_000:30_000], atol=0.02)
+        np.testing.assert_allclose(read[1], -tone[10_000:30_000], atol=0.02)
+
+
+def test_a_stem_file_that_is_damaged_or_cut_short_is_refused(tmp_path: Path) -> None:
+    path, rate = tmp_path / "song.stem.mp4", 44_100
+    random = np.random.default_rng(0)
+    noise = 0.1 * random.standard_normal((5, 4 * rate)).astype(np.float32)
+    _write_stem_file(path, noise, rate)
+    whole = path.read_bytes()
+    song = song_of("song", "test", dict.fromkeys(STREAMS, path), measure_level=False)
+    assert np.abs(read_stem(song, "vocals", 3 * rate, rate // 2)).max() > 0.1
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(AudioError, match=r"song\.stem\.mp4 is (damaged or )?cut short"):
+        read_stem(song, "vocals")
+    half = len(whole) // 2
+    path.write_bytes(whole[:half] + random.bytes(100_000) + whole[half + 100_000 :])
+    with pytest.raises(AudioError, match=r"song\.stem\.mp4 is damaged"):
+        read_stem(song, "vocals")
+
+
+def _write_stem_file(path: Path, tones: np.ndarray, rate: int) -> None:
+    """Five streams of AAC, each of a tone `[time]` and its opposite; what they are comes first."""
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         streams = [container.add_stream("aac", rate=rate, layout="stereo") for _ in STREAMS]
         for stream in streams:
             stream.bit_rate = 256_000
@@ -111,12 +139,6 @@ def test_reads_the_streams_of_a_stem_file(tmp_path: Path) -> None:
             frame.sample_rate, frame.pts = rate, 0
             for packet in [*stream.encode(frame), *stream.encode(None)]:
                 container.mux(packet)
-    song = song_of("song", "test", dict.fromkeys(STREAMS, path))
-    assert abs(song.samples - samples) <= 1024
-    for source, tone in zip(STREAMS, tones, strict=True):
-        read = read_stem(song, source, 10_000, 20_000)
-        np.testing.assert_allclose(read[0], tone[10_000:30_000], atol=0.02)
-        np.testing.assert_allclose(read[1], -tone[10_000:30_000], atol=0.02)
 
 
 def _fields(song: Song) -> dict[str, object]:

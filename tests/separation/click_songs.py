@@ -50,14 +50,17 @@ def write_click_song(
     gain: float = 1.0,
     **replaced: Samples,
 ) -> Song:
-    """A training song in four stems of floats. replaced: samples `[time]` of a source."""
+    """A training song in four stems of floats.
+
+    replaced: samples `[time]` of a source, or `[time, channels]`.
+    """
     beats = beat_times(tempo_bpm, first_seconds)
     noise = np.random.default_rng(1).standard_normal((2, int(SECONDS * RATE)))
     other, vocals = (0.05 * noise).astype(np.float32)
     stems = {"drums": drums(beats), "bass": bass(beats, root), "other": other, "vocals": vocals}
     folder.mkdir(parents=True)
     for source, samples in (stems | replaced).items():
-        stereo = np.stack([samples, samples], axis=1)
+        stereo = samples if samples.ndim == 2 else np.stack([samples, samples], axis=1)
         soundfile.write(folder / f"{source}.wav", gain * stereo, RATE, "FLOAT")
     files = {source: folder / f"{source}.wav" for source in stems}
     return song_of(folder.name, "train", files, licence=f"licence of {folder.name}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import soundfile
 
 from sonorant.errors import AudioError, ConfigError
 from sonorant.separation.rhythm_and_key import (
@@ -112,6 +113,10 @@ def test_songs_without_beat_or_bass_are_refused(tmp_path: Path) -> None:
         analyse(write_click_song(tmp_path / "still", drums=SILENCE))
     with pytest.raises(AudioError, match="the bass of high are silent: it has no key"):
         analyse(write_click_song(tmp_path / "high", bass=SILENCE))
+    bass = soundfile.read(write_click_song(tmp_path / "one").files["bass"], dtype="float32")[0]
+    opposite = write_click_song(tmp_path / "opposite", bass=bass * [1, -1])
+    with pytest.raises(AudioError, match="the bass of opposite, mixed down, is silent"):
+        analyse(opposite)
     once = drums(np.array([3.0]))
     with pytest.raises(AudioError, match="the drums of once have no beat"):
         analyse(write_click_song(tmp_path / "once", drums=once))

@@ -34,6 +34,7 @@ def curate(songs: Path, out: Path, name: str, repo: Path | None, device: str, li
     """
     from tqdm import tqdm
 
+    from sonorant.data.folder_lock import only_run_in
     from sonorant.data.journal import Journal
     from sonorant.data.songs import write_songs
     from sonorant.errors import ConfigError
@@ -45,13 +46,14 @@ def curate(songs: Path, out: Path, name: str, repo: Path | None, device: str, li
         raise ConfigError(f"--out is a manifest to write, and neither a folder nor SONGS: {out}")
     model = _model(name, repo, device)
     listed, others = _by_use(list_songs(songs, _tell, licence), songs)
-    journal = Journal(out.with_name(f"{out.stem}.measured.jsonl"), Measured)
-    progress = tqdm(listed, desc="listening", unit="song", disable=None)
-    found = list(measure_all(progress, model, journal, _tell))
-    if not found:
-        raise ConfigError(f"none of the {len(listed)} songs could be measured")
-    measured = [each for _, each in found]
-    journal.keep(measured)
+    with only_run_in(out.with_name(f".{out.stem}.unfinished")):
+        journal = Journal(out.with_name(f"{out.stem}.measured.jsonl"), Measured)
+        progress = tqdm(listed, desc="listening", unit="song", disable=None)
+        found = list(measure_all(progress, model, journal, _tell))
+        if not found:
+            raise ConfigError(f"none of the {len(listed)} songs could be measured")
+        measured = [each for _, each in found]
+        journal.keep(measured)
     kept = [song for song, each in found if each.kept]
     click.echo(summary(measured))
     if not kept:
@@ -82,25 +84,37 @@ def automix(songs: Path, out: Path, passes: int, seed: int, licence: str) -> Non
     """
     from tqdm import tqdm
 
+    from sonorant.data.folder_lock import only_run_in
     from sonorant.data.journal import Journal
     from sonorant.errors import ConfigError
-    from sonorant.separation.automix import analyse_all, check_packages, finish, mix_all, plan
+    from sonorant.separation.automix import (
+        UNFINISHED,
+        analyse_all,
+        check_packages,
+        finish,
+        mix_all,
+        plan,
+    )
     from sonorant.separation.catalogue import list_songs
     from sonorant.separation.rhythm_and_key import Features
 
-    if songs.resolve() in (out.resolve(), out.resolve() / "songs.jsonl"):
-        raise ConfigError(f"--out needs a folder of its own: {out} holds SONGS")
     check_packages()
+    if songs.resolve() == out.resolve():
+        raise ConfigError(f"--out needs a folder of its own: {out} holds SONGS")
     listed, others = _by_use(list_songs(songs, _tell, licence), songs)
-    journal = Journal(out / "features.jsonl", Features)
-    progress = tqdm(listed, desc="analysing", unit="song", disable=None)
-    known = list(analyse_all(progress, journal, _tell))
-    mixes = list(plan(known, passes, seed, _tell))
-    if not mixes:
-        raise ConfigError(f"none of the {len(listed)} songs go together")
-    written = mix_all(mixes, [each.song for each in known], out)
-    progress = tqdm(written, total=len(mixes), desc="mixing", unit="song", disable=None)
-    click.echo(f"wrote {finish(out, [*progress, *others])}: {len(mixes)} mixes")
+    files = (Path(file).resolve() for song in [*listed, *others] for file in song.files.values())
+    if any(file.is_relative_to(out.resolve()) for file in files):
+        raise ConfigError(f"--out needs a folder of its own: {out} holds stems of SONGS")
+    with only_run_in(out / UNFINISHED):
+        journal = Journal(out / "features.jsonl", Features)
+        progress = tqdm(listed, desc="analysing", unit="song", disable=None)
+        known = list(analyse_all(progress, journal, _tell))
+        mixes = list(plan(known, passes, seed, _tell))
+        if not mixes:
+            raise ConfigError(f"none of the {len(listed)} songs go together")
+        written = mix_all(mixes, [each.song for each in known], out)
+        progress = tqdm(written, total=len(mixes), desc="mixing", unit="song", disable=None)
+        click.echo(f"wrote {finish(out, [*progress, *others])}: {len(mixes)} mixes")
 
 
 def _by_use(listed: list[Song], path: Path) -> tuple[list[Song], list[Song]]:

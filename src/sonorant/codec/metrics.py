@@ -14,6 +14,7 @@ for vector quantizers (arXiv 1711.00937).
 from __future__ import annotations
 
 import importlib
+import math
 import statistics
 import warnings
 from collections.abc import Callable
@@ -63,7 +64,9 @@ def si_snr(reference: Audio, decoded: Audio) -> float:
     energy = theirs.square().sum(dim=-1, keepdim=True)
     signal = (ours * theirs).sum(dim=-1, keepdim=True) / energy * theirs
     power, noise = signal.square().sum(dim=-1), (ours - signal).square().sum(dim=-1)
-    ratio = torch.where(power > 0, power / noise, 0)  # of silence too, which has no noise
+    if not bool(power.all()):  # of silence too, which has no noise
+        return -math.inf
+    ratio = power / noise
     return float(10 * ratio.log10().mean())
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile  # type: ignore[import-untyped]
 
-from sonorant.audio.streams import pyav
+from sonorant.audio.sound import check_finite
+from sonorant.audio.streams import MISSING_SECONDS, pyav
 from sonorant.data.manifest import SPLITS, Split
 from sonorant.errors import AudioError, ConfigError
 
@@ -168,12 +169,21 @@ def read_mixture(song: Song, start: int = 0, samples: int | None = None) -> Samp
     return np.sum(stems, axis=0, dtype=np.float32)
 
 
+def _checked_mixture(song: Song, start: int, samples: int) -> Samples:
+    """As `read_mixture`. Raises: AudioError with the file's name if it is not finite."""
+    parts = []
+    for source in [MIXTURE] if MIXTURE in song.files else song.files:
+        parts.append(read_stem(song, source, start, samples))
+        check_finite(parts[-1], song.files[source], start)
+    return np.sum(parts, axis=0, dtype=np.float32)
+
+
 def _level(song: Song) -> tuple[float, float]:
     """Mean and standard deviation (unbiased) of the mixture's mean over channels."""
     total = squares = 0.0
     step = _BLOCK_SECONDS * song.sample_rate
     for start in range(0, song.samples, step):
-        mono = read_mixture(song, start, step).mean(axis=0, dtype=np.float64)
+        mono = _checked_mixture(song, start, step).mean(axis=0, dtype=np.float64)
         total += float(mono.sum())
         squares += float(np.square(mono).sum())
     mean = total / song.samples
@@ -220,22 +230,32 @@ def _open(path: str) -> Any:
 
 
 def _read_stream(path: str, number: int, start: int, samples: int) -> Samples:
-    """Decode one stream from a little before `start`, and place its frames by their time stamps."""
+    """Decode one stream from a little before `start`, and place its frames by their time stamps.
+
+    Raises: AudioError if it is damaged or ends too early.
+    """
+    av = pyav(f"reading {path}")
     with closing(_open(path)) as container:
         stream = container.streams.audio[number]
         rate, base = stream.rate, stream.time_base
         before = max(0.0, start / rate - _PREROLL_SECONDS)
         container.seek(int(before / base), stream=stream)
         channels = stream.codec_context.channels
-        wanted = np.zeros((channels, samples), np.float32)
-        for frame in container.decode(stream):
-            first = round(frame.pts * base * rate) - start
-            block = frame.to_ndarray().reshape(channels, -1)
-            if first >= samples:
-                break
-            low, high = max(0, first), min(samples, first + block.shape[1])
-            if low < high:
-                wanted[:, low:high] = block[:, low - first : high - first]
+        wanted, high = np.zeros((channels, samples), np.float32), 0
+        try:
+            for frame in container.decode(stream):
+                first = round(frame.pts * base * rate) - start
+                block = frame.to_ndarray().reshape(channels, -1)
+                if first >= samples:
+                    break
+                low, high = max(0, first), min(samples, first + block.shape[1])
+                if low < high:
+                    wanted[:, low:high] = block[:, low - first : high - first]
+        except (OSError, av.FFmpegError) as error:
+            raise AudioError(f"{path} is damaged or cut short: {error}") from error
+        missing = (samples - high) / rate
+        if missing > MISSING_SECONDS:
+            raise AudioError(f"{path} is cut short: {missing:.1f} s of it are missing")
         return wanted
 
 

@@ -278,7 +278,9 @@ def write_folder(
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        # Where the folder is there, inside it: it may be on another disk than what it lies in.
+        near = folder if folder.exists() else folder.parent
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=near) as temporary:
             part = Path(temporary) / "model"
             part.mkdir()
             for name, content in documents.items():

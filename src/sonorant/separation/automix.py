@@ -187,7 +187,9 @@ def mix_all(mixes: Iterable[Mix], songs: Sequence[Song], out: Path) -> Iterator[
     for mix in mixes:
         folder = out / "train" / mix.name
         note = folder / NOTE
-        if not note.exists():
+        files = [note, *(folder / f"{source}.flac" for source in SOURCES)]
+        if not all(file.is_file() for file in files):
+            shutil.rmtree(folder, ignore_errors=True)
             _write(mix, by_name, folder, out / UNFINISHED / mix.name)
         elif _read_note(note) != mix:
             raise ConfigError(

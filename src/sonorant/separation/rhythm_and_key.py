@@ -231,6 +231,8 @@ def _chroma(librosa: Any, song: Song) -> list[float]:
         octwidth=1.0,
     )
     total = found.sum(axis=1, dtype=np.float64)
+    if not total.sum() > 0:
+        raise AudioError(f"the bass of {song.name}, mixed down, is silent: it has no key")
     shares: list[float] = (total / total.sum()).tolist()
     return shares
 

@@ -17,16 +17,15 @@ from typing import IO
 import msgspec
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from sonorant.audio.sound import Samples
+from sonorant.data.folder_lock import FolderLock
 from sonorant.errors import AudioError
 from sonorant.separation.mixture import Level
 from sonorant.separation.stem_files import as_array
 
 NOTE = "progress.json"
-LOCK = "lock"
 
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,17 +56,20 @@ class UnfinishedStems:
         self.folder, self._channels = folder, channels
         self._paths = [folder / f"{number}.f32" for number in range(len(stems))]
         self._files: list[IO[bytes]] = []
-        self._lock = FileLock(folder / LOCK)
+        self._lock = FolderLock(folder)
         self.note: Note | None = None
 
     def __enter__(self) -> UnfinishedStems:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+        self._lock.release()
+
+    def _close(self) -> None:
         for file in self._files:
             file.close()
         self._files = []
-        self._lock.release(force=True)
 
     def find(self, key: str) -> bool:
         """Whether there are stems to go on with; `note` then says how far they are."""
@@ -89,9 +91,7 @@ class UnfinishedStems:
         """Begin anew; what was there is gone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim()
-        for path in self.folder.iterdir():
-            if path.name != LOCK:
-                path.unlink()
+        self._clear()
         self._save(Note(key, level.mean, level.std, 0, (0.0,) * len(self._paths)))
 
     def append(self, stems: Tensor) -> None:
@@ -115,21 +115,24 @@ class UnfinishedStems:
 
     def remove(self) -> None:
         """The stems are written elsewhere. Another run's folder stays."""
-        ours = self._lock.is_locked
-        self.__exit__()
-        if ours:
+        self._close()
+        if self._lock.held:
+            self._clear()
+            self._lock.release()
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _clear(self) -> None:
+        """Remove all but the lock, which keeps others away meanwhile."""
+        for path in self.folder.glob("*"):
+            if path != self._lock.path:
+                path.unlink(missing_ok=True)
+
     def _claim(self) -> None:
-        if self._lock.is_locked:
-            return
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
+        if not self._lock.claim():
             raise AudioError(
                 f"another run is making the same stems in {self.folder}; wait until it has ended, "
                 "or write to another folder"
-            ) from error
+            )
 
     def _noted(self) -> Note:
         assert self.note is not None
