@@ -137,6 +137,19 @@ def test_stems_begin_where_the_mix_says(tmp_path: Path, offset: float) -> None:
     assert sounds[-1] == pytest.approx(SECONDS / 1.25 + offset, abs=0.02)
 
 
+@pytest.mark.parametrize("semitones", [3, -2])
+def test_a_stem_goes_up_or_down_as_the_mix_says(tmp_path: Path, semitones: int) -> None:
+    time = np.arange(int(SECONDS * RATE)) / RATE
+    note = (0.2 * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
+    songs = {name: write_click_song(tmp_path / name, vocals=note) for name in ("base", "other")}
+    parts = [Part(source=source, song="base") for source in SOURCES[:3]]
+    parts.append(Part(source="vocals", song="other", semitones=semitones))
+    stems = automix.render(Mix(name="m", base="base", kept="bass", parts=tuple(parts)), songs)
+    spectrum = np.abs(np.fft.rfft(stems[3, 0]))
+    hz = spectrum.argmax() / SECONDS
+    assert hz == pytest.approx(220 * 2 ** (semitones / 12), rel=0.01)
+
+
 def mixed(folder: Path, out: Path, seed: int = 0, gain: float = 1.0) -> list[Song]:
     """Mixes of two songs, written as the command does."""
     if not folder.exists():

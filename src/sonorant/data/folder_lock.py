@@ -46,6 +46,13 @@ class FolderLock:
         self._lock.release(force=True)
         self.held = False
 
+    def dissolve(self) -> None:
+        """Release the folder, and remove it if nothing else is in it."""
+        self.release()
+        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty: interrupted, or another run has begun
+            self.path.parent.rmdir()
+
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
@@ -62,7 +69,4 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        lock.path.unlink(missing_ok=True)
-        with suppress(OSError):  # what an interrupted run left stays
-            folder.rmdir()
+        lock.dissolve()

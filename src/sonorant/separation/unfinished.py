@@ -9,7 +9,6 @@ locked, so that a second one cannot spoil it.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -118,8 +117,7 @@ class UnfinishedStems:
         self._close()
         if self._lock.held:
             self._clear()
-            self._lock.release()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.dissolve()
 
     def _clear(self) -> None:
         """Remove all but the lock, which keeps others away meanwhile."""
