@@ -95,6 +95,26 @@ def test_what_lies_in_the_output_is_neither_overwritten_nor_shared(sonorant: Com
     assert stem.is_file()
 
 
+def test_songs_of_which_a_stem_is_gone_are_left_out(sonorant: CommandLine) -> None:
+    train = sonorant.folder / "songs" / "train"
+    for name, bpm, first in (("a", 120, 0.3), ("b", 110, 0.7), ("gone", 120, 0.3)):
+        write_click_song(train / name, bpm, first)
+    assert sonorant.run("data", "songs", "songs", "--out", "list.jsonl") == 0
+    (train / "gone" / "bass.wav").unlink()
+    assert sonorant.run("data", "automix", "list.jsonl", "--out", "more", "--passes", "1") == 0
+    assert "gone/bass.wav is named in list.jsonl but does not exist" in sonorant.err
+    songs = read_songs(sonorant.folder / "more" / "songs.jsonl")
+    assert [song.name for song in songs] == ["a.mix1", "b.mix1"]
+
+
+def test_a_song_named_as_a_mix_is_told_before_the_mixing(sonorant: CommandLine) -> None:
+    songs = sonorant.folder / "songs"
+    for name, bpm in (("train/a", 120), ("train/b", 110), ("valid/a.mix1", 120)):
+        write_click_song(songs / name, bpm, 0.3)
+    assert "a.mix1 is a song, and would be a mix too" in sonorant_error(sonorant, *AUTOMIX)
+    assert {path.name for path in (sonorant.folder / "mixes").iterdir()} == {"features.jsonl"}
+
+
 def test_a_validation_song_that_is_not_finite_is_left_out(sonorant: CommandLine) -> None:
     for name, bpm, first in (("a", 120, 0.3), ("b", 110, 0.7)):
         write_click_song(sonorant.folder / "songs" / "train" / name, bpm, first)

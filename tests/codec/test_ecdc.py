@@ -1,7 +1,6 @@
 """`.ecdc` files: as the parity cases show what is written, these show what is refused."""
 
 import json
-import resource
 import signal
 import struct
 from collections.abc import Callable
@@ -91,6 +90,7 @@ def test_any_chunks_give_the_same_file(tmp_path: Path, coded: bool) -> None:
 
 
 def test_a_disk_that_is_full_is_told_by_the_files_name_and_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     codec, path = causal(), tmp_path / "a.ecdc"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     heeded = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -218,8 +218,10 @@ def test_published_configs_that_no_mimi_has_are_refused(
 )
 def test_positions_that_turn_otherwise_are_refused(change: dict[str, Any]) -> None:
     published = case_config("mimi_tiny_hf")
-    mimi_configs.from_transformers(published)
-    with pytest.raises(ConfigError, match="rope_"):
+    usual = mimi_configs.from_transformers(published)
+    said = published | {"rope_scaling": {"rope_type": "default"}}
+    assert mimi_configs.from_transformers(said) == usual
+    with pytest.raises(ConfigError, match=r"type = '(linear|dynamic)'"):
         mimi_configs.from_transformers(published | change)
 
 

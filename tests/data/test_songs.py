@@ -81,6 +81,11 @@ def test_refuses_manifests_that_would_not_work(tmp_path: Path) -> None:
         read_songs(path)
 
 
+def test_refuses_a_name_that_no_manifest_can_hold(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"'caf\\udce9' is no name in UTF-8"):
+        song_of("caf\udce9", "train", {"bass": tmp_path / "bass.wav"})
+
+
 def test_refuses_stems_of_different_lengths(tmp_path: Path) -> None:
     long, short = write_song(tmp_path / "long"), write_song(tmp_path / "short", seconds=1)
     files = {"drums": long.files["drums"], "bass": short.files["bass"]}

@@ -61,6 +61,12 @@ def test_a_plan_is_a_function_of_the_seed() -> None:
     )
 
 
+def test_few_partners_make_few_mixes_and_none_twice() -> None:
+    mixes = list(plan([known("a"), known("b")], 20, 0, refuse))
+    of_a = [mix for mix in mixes if mix.base == "a"]
+    assert len(of_a) == len({mix.parts for mix in of_a}) == 4  # one for each stem it can keep
+
+
 def test_only_songs_of_like_tempo_and_key_lend_stems() -> None:
     songs = [
         *(known("base", 100, 0), known("fast", 114, 3), known("half", 57, -3)),

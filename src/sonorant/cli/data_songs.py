@@ -112,6 +112,9 @@ def automix(songs: Path, out: Path, passes: int, seed: int, licence: str) -> Non
         mixes = list(plan(known, passes, seed, _tell))
         if not mixes:
             raise ConfigError(f"none of the {len(listed)} songs go together")
+        clashing = {mix.name for mix in mixes} & {song.name for song in others}
+        if clashing:
+            raise ConfigError(f"{min(clashing)} is a song, and would be a mix too; rename the song")
         written = mix_all(mixes, [each.song for each in known], out)
         progress = tqdm(written, total=len(mixes), desc="mixing", unit="song", disable=None)
         click.echo(f"wrote {finish(out, [*progress, *others])}: {len(mixes)} mixes")

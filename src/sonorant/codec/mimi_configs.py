@@ -172,7 +172,8 @@ def from_transformers(published: Mapping[str, Any]) -> MimiConfig:
     """
     if published.get("model_type") != "mimi":
         raise ConfigError(f"this config is of a {published.get('model_type')!r}, not of a 'mimi'")
-    published = {**to_transformers(MIMI), **(published.get("rope_parameters") or {}), **published}
+    turning = (published.get("rope_scaling") or {}) | (published.get("rope_parameters") or {})
+    published = {**to_transformers(MIMI), **turning, **published}
     width, heads = published["hidden_size"], published["num_attention_heads"]
     fixed = {
         **TRANSFORMERS_FIXED,
@@ -181,7 +182,7 @@ def from_transformers(published: Mapping[str, Any]) -> MimiConfig:
         "upsample_groups": width,
         "vector_quantization_hidden_dimension": published["codebook_dim"],
         "rope_type": "default",  # others turn the positions otherwise
-        "rope_scaling": None,
+        "type": "default",  # its older name
     }
     _refuse_others(published, fixed, "")
     parts: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,16 @@ class Song(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return self.samples / self.sample_rate
 
 
-def read_songs(path: str | Path, split: Split | None = None) -> list[Song]:
+def read_songs(
+    path: str | Path,
+    split: Split | None = None,
+    leave_out: Callable[[AudioError], object] | None = None,
+) -> list[Song]:
     """Songs of a manifest, with absolute paths; only those of `split` when it is given.
 
+    leave_out: hears of songs of which a file is missing; they are left out.
     Raises: ConfigError if the manifest is missing, a line is no song, a song is in two splits, or
-    none remains; AudioError if a file is missing.
+    none remains; AudioError, without `leave_out`, if a file is missing.
     """
     path = Path(path)
     try:
@@ -78,11 +83,17 @@ def read_songs(path: str | Path, split: Split | None = None) -> list[Song]:
     songs = [song for song in songs if split in (None, song.split)]
     if not songs:
         raise ConfigError(f"{path} has no songs" + (f" of the split {split!r}" if split else ""))
+    whole = []
     for song in songs:
-        for file in song.files.values():
-            if not os.path.isfile(file):
-                raise AudioError(f"{file} is named in {path} but does not exist")
-    return songs
+        missing = [file for file in song.files.values() if not os.path.isfile(file)]
+        if not missing:
+            whole.append(song)
+            continue
+        reason = AudioError(f"{missing[0]} is named in {path} but does not exist")
+        if leave_out is None:
+            raise reason
+        leave_out(reason)
+    return whole
 
 
 def write_songs(path: str | Path, songs: Iterable[Song]) -> None:
@@ -119,9 +130,13 @@ def song_of(
 
     The mixture is read where `files` has it, else it is the sum of the others.
     measure_level: False leaves mean 0 and deviation 1, and reads no sound.
-    Raises: AudioError if a file cannot be read, or stems differ in rate or length.
+    Raises: AudioError if a file cannot be read, stems differ in rate or length, or a name is not
+    UTF-8, as manifests are.
     """
     paths = {source: str(Path(file).absolute()) for source, file in files.items()}
+    for text in (name, *paths.values()):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python reads such names
+            raise AudioError(f"{text!r} is no name in UTF-8; rename it")
     rate, samples = _common_length(name, paths)
     song = Song(
         name=name,

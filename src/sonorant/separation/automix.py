@@ -104,7 +104,8 @@ def analyse_all(
 def plan(
     known: Sequence[Known], passes: int, seed: int, leave_out: LeaveOut | None = None
 ) -> Iterator[Mix]:
-    """What to mix, a function of the songs and the seed: every song once in each pass.
+    """What to mix, a function of the songs and the seed: every song once in each pass, where there
+    are partners enough that it is another mix each time.
 
     leave_out: hears of songs with which no others go, or not in every source.
     Raises: ConfigError for songs of one name, or a name that cannot be that of a folder; for a song
@@ -124,8 +125,12 @@ def plan(
                 raise
             leave_out(error)
             continue
+        made = set[tuple[Part, ...]]()
         for number in range(1, passes + 1):
-            yield _draw(base, partners, number, seed)
+            mix = _draw(base, partners, number, seed)
+            if mix.parts not in made:  # of few partners the same can be drawn again
+                made.add(mix.parts)
+                yield mix
 
 
 def _partners(base: Known, known: Sequence[Known]) -> dict[str, list[Known]]:

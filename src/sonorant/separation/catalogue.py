@@ -21,12 +21,12 @@ LeaveOut = Callable[[SonorantError], object]
 def list_songs(path: Path, leave_out: LeaveOut, licence: str = "") -> list[Song]:
     """The songs of a manifest, or of a folder as `find_songs` takes it.
 
-    licence: of the songs of a folder. leave_out: hears of songs of a folder that do not open.
-    Raises: ConfigError and AudioError as `read_songs`; ConfigError for a folder without songs.
+    licence: of the songs of a folder. leave_out: hears of songs that do not open, or are not there.
+    Raises: ConfigError as `read_songs`, and for a folder without songs.
     """
     if path.is_dir():
         return list(find_songs(path, licence, leave_out))
-    return read_songs(path)
+    return read_songs(path, leave_out=leave_out)
 
 
 def read_blocks(song: Song, source: str) -> Iterator[Samples]:
