@@ -10,13 +10,15 @@ from tests.codec.test_encodec import tiny
 
 
 class CommandLine:
-    """`sonorant` in a folder of its own; keeps what the last command printed."""
+    """`sonorant` in a folder of its own, without network; keeps what the last command printed."""
 
     def __init__(
         self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.folder, self._capsys, self._monkeypatch = folder, capsys, monkeypatch
         monkeypatch.chdir(folder)
+        monkeypatch.setenv("SONORANT_OFFLINE", "1")
+        monkeypatch.setenv("SONORANT_CACHE", str(folder / "cache"))
         tiny().save_pretrained(folder / "model")
 
     def run(self, *arguments: str) -> int:

@@ -156,12 +156,8 @@ def test_songs_of_which_none_can_be_used_are_an_error(sonorant: CommandLine) -> 
     ],
 )
 def test_mistakes_are_one_line(
-    sonorant: CommandLine,
-    arguments: tuple[str, ...],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
+    sonorant: CommandLine, arguments: tuple[str, ...], words: str
 ) -> None:
-    monkeypatch.setenv("SONORANT_OFFLINE", "1")
     assert words in sonorant.fails("data", *arguments)
 
 

@@ -69,11 +69,6 @@ def test_a_picture_is_drawn(sonorant: CommandLine) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    sonorant: CommandLine,
-    arguments: tuple[str, ...],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
+    sonorant: CommandLine, arguments: tuple[str, ...], words: str
 ) -> None:
-    monkeypatch.setenv("SONORANT_OFFLINE", "1")
-    monkeypatch.setenv("SONORANT_CACHE", str(sonorant.folder / "cache"))
     assert words in sonorant.fails("evaluate", "codec", *arguments)
