@@ -32,6 +32,7 @@ from sonorant.nn.matrix_conv import (
     conv_transpose_time_major,
     transposed_taps,
 )
+from sonorant.nn.norm import TimeGroupNorm
 from sonorant.nn.state import State, StreamingModule
 
 PadMode = Literal["reflect", "zero", "replicate"]
@@ -336,4 +337,4 @@ def _group_norm(channels: int, style: ConvStyle) -> nn.Module:
         return nn.Identity()
     if style.causal:
         raise ShapeError("time_group_norm looks at the whole input and cannot be causal")
-    return nn.GroupNorm(1, channels, eps=GROUP_NORM_EPSILON)
+    return TimeGroupNorm(channels, GROUP_NORM_EPSILON)
