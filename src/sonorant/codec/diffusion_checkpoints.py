@@ -39,7 +39,7 @@ PUBLISHED = {
     "mbd_musicgen_32khz": ("encodec_32khz", 4),
 }
 PUBLISHED_LATENTS = 128
-"""Numbers in a latent of both of these codecs."""
+"""Numbers in a latent of both of these codecs (dimension in their configs)."""
 
 # Ours, and theirs, of the fields that mean the same.
 _SAME_UNET_FIELDS = (

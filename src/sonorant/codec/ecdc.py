@@ -42,7 +42,7 @@ from sonorant.codec.range_coder import (
     published_counts,
     shares,
 )
-from sonorant.codec.whole_file import WholeFile
+from sonorant.codec.whole_file import WholeFile, write_all
 from sonorant.errors import CheckpointError, FormatError
 
 SUFFIX = ".ecdc"
@@ -192,10 +192,8 @@ class EcdcWriter:
         return PackedWriter(token_bits(self._codec), self._codebooks)
 
     def _append(self, data: bytes) -> None:
-        left = memoryview(data)
         try:
-            while left:
-                left = left[self._body.write(left) :]
+            write_all(self._body, data)
         except OSError as error:
             raise FormatError(f"cannot write {self._file.path}: {error.strerror}") from error
 

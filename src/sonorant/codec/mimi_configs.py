@@ -59,7 +59,8 @@ MOSHI_FIXED: dict[str, dict[str, Any]] = {
         "positional_embedding": "rope",
     },
 }
-# What moshi's classes take beside, as it is without, which must not be asked for otherwise.
+# What the classes of moshi 0.2.13 take beside, as it is without, which must not be asked for
+# otherwise.
 MOSHI_DEFAULTS: dict[str, dict[str, Any]] = {
     "seanet": {"activation_params": {"alpha": 1.0}, "norm_params": {}},
     "transformer": {
@@ -75,14 +76,18 @@ MOSHI_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "quantizer": {"n_q_semantic": 1, "force_projection": False},
 }
-# Only training depends on these.
-MOSHI_TRAINING = {
-    "q_dropout",
-    "no_quantization_rate",
-    "decay",
-    "threshold_usage_ratio",
-    "replaced_usage_ratio",
-    "codebook_offset",
+# What they take that may be anything: a choice that is read below, and what only training sees.
+MOSHI_FREE: dict[str, set[str]] = {
+    "seanet": {"true_skip"},
+    "transformer": set(),
+    "quantizer": {
+        "q_dropout",
+        "no_quantization_rate",
+        "decay",
+        "threshold_usage_ratio",
+        "replaced_usage_ratio",
+        "codebook_offset",
+    },
 }
 
 # The same for transformers: their name, and the part of ours and its name.
@@ -134,7 +139,7 @@ def from_moshi(published: Mapping[str, Any]) -> MimiConfig:
         found = sections[name]
         fixed = MOSHI_FIXED.get(name, {}) | MOSHI_DEFAULTS[name] | widths[name]
         _refuse_others(found, fixed, name)
-        _refuse_unknown(found, {*names, *fixed, *MOSHI_TRAINING, "true_skip"}, name)
+        _refuse_unknown(found, {*names, *fixed, *MOSHI_FREE[name]}, name)
         parts[name] = {ours: _value(found, theirs, name) for theirs, ours in names.items()}
     seanet = parts["seanet"]
     _refuse_others(published, {"channels": seanet["channels"]}, "")

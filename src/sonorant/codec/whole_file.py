@@ -6,11 +6,19 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sonorant.errors import FormatError
+
+
+def write_all(file: RawIOBase, data: bytes) -> None:
+    """Write to an unbuffered file, which may take less at once."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 class WholeFile:
@@ -40,10 +48,8 @@ class WholeFile:
         self.discard()
 
     def write(self, data: bytes) -> None:
-        left = memoryview(data)
         with self._explained():
-            while left:
-                left = left[self._file.write(left) :]
+            write_all(self._file, data)
 
     def complete(self) -> None:
         """Give the file its name."""

@@ -21,9 +21,11 @@ import soundfile  # type: ignore[import-untyped]
 from sonorant.audio.sound import check_finite
 from sonorant.audio.streams import MISSING_SECONDS, pyav
 from sonorant.data.manifest import SPLITS, Split
-from sonorant.errors import AudioError, ConfigError
+from sonorant.errors import AudioError, ConfigError, SonorantError
 
 Samples = npt.NDArray[np.float32]
+LeaveOut = Callable[[SonorantError], object]
+"""Hears why a song is left out."""
 
 MIXTURE = "mixture"
 STEM_SUFFIX = ".stem.mp4"
@@ -59,7 +61,7 @@ class Song(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 def read_songs(
     path: str | Path,
     split: Split | None = None,
-    leave_out: Callable[[AudioError], object] | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> list[Song]:
     """Songs of a manifest, with absolute paths; only those of `split` when it is given.
 

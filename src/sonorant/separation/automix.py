@@ -18,15 +18,14 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import soxr  # type: ignore[import-untyped]
 import torch
 
 from sonorant.audio.streams import pyav
 from sonorant.data.journal import Journal
-from sonorant.data.songs import Song, read_songs, song_of, write_songs
+from sonorant.data.songs import LeaveOut, Samples, Song, read_songs, song_of, write_songs
 from sonorant.errors import AudioError, ConfigError
-from sonorant.separation.catalogue import LeaveOut, key_of, read_blocks
+from sonorant.separation.catalogue import key_of, read_blocks
 from sonorant.separation.repitch import change_sound
 from sonorant.separation.rhythm_and_key import (
     SOURCES,
@@ -39,8 +38,6 @@ from sonorant.separation.rhythm_and_key import (
     tempo_change,
 )
 from sonorant.separation.stem_files import Encoding, Stem, write_stem
-
-Samples = npt.NDArray[np.float32]
 
 PASSES = 6
 """Over the catalogue."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sonorant.audio.sound import check_finite
-from sonorant.data.songs import Samples, Song, read_songs, read_stem
-from sonorant.errors import AudioError, SonorantError
+from sonorant.data.songs import LeaveOut, Samples, Song, read_songs, read_stem
+from sonorant.errors import AudioError
 from sonorant.separation.stems import check_sources, find_songs
 
 BLOCK_SECONDS = 10
 """Of a stem that is read at once."""
-LeaveOut = Callable[[SonorantError], object]
-"""Hears why a song is left out."""
 
 
 def list_songs(path: Path, leave_out: LeaveOut, licence: str = "") -> list[Song]:

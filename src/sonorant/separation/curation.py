@@ -18,10 +18,10 @@ from torch import Tensor
 from sonorant.audio import Audio
 from sonorant.audio.sound import Converter
 from sonorant.data.journal import Journal
-from sonorant.data.songs import Song
+from sonorant.data.songs import LeaveOut, Song
 from sonorant.errors import AudioError, ConfigError
 from sonorant.separation.apply import separate_pieces
-from sonorant.separation.catalogue import LeaveOut, key_of, read_blocks
+from sonorant.separation.catalogue import key_of, read_blocks
 from sonorant.separation.mixture import Level, take_channels
 from sonorant.separation.separator import Separator
 

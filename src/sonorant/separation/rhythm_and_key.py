@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sonorant.audio.sound import Converter
-from sonorant.data.songs import Song
+from sonorant.data.songs import Samples, Song
 from sonorant.errors import AudioError, DependencyError
 from sonorant.separation.catalogue import read_blocks
 
@@ -44,8 +44,6 @@ _STROKE_SECONDS = 0.05  # after an onset, in which its stroke is loudest
 _BASS_RATE = 4000  # Hz; a bass' notes and their overtones lie below 2 kHz
 _BASS_WINDOW, _BASS_HOP = 2048, 512  # samples; half a second tells the lowest semitones apart
 _BASS_OCTAVE = 2.0  # above A0: around A2 pitch classes count most, an octave away less
-
-Floats = npt.NDArray[np.float32]
 
 
 class Features(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,7 +117,7 @@ def offset_seconds(base: Features, other: Features, tempo: float) -> float:
     return float(offsets[agreement[offsets].argmax()] * GRID_SECONDS)
 
 
-def lag_seconds(original: Floats, changed: Floats, sample_rate: int, tempo: float) -> float:
+def lag_seconds(original: Samples, changed: Samples, sample_rate: int, tempo: float) -> float:
     """How much later a sound `[channels, time]` comes that was made `tempo` times as fast than it
     should; within `MOST_LAG_SECONDS`.
 
@@ -161,7 +159,7 @@ def _grid(onsets: npt.NDArray[np.float64], strengths: npt.NDArray[np.float64]) -
     return grid
 
 
-def _envelope(samples: Floats, hop: int) -> Any:
+def _envelope(samples: Samples, hop: int) -> Any:
     """The level over the last 20 steps of `hop` samples, `[steps]`."""
     steps = samples.shape[1] // hop
     powers = (
@@ -194,7 +192,7 @@ def _rhythm(librosa: Any, song: Song) -> tuple[float, list[float], list[float]]:
     return tempo, times.tolist(), strengths.tolist()
 
 
-def _usual_tempo(librosa: Any, envelope: Floats) -> float:
+def _usual_tempo(librosa: Any, envelope: Samples) -> float:
     """Beats per minute, roughly, for the beats to be followed by.
 
     Of the middle of long songs, in coarse steps: librosa compares each with all of the next 8 s.
@@ -210,7 +208,7 @@ def _usual_tempo(librosa: Any, envelope: Floats) -> float:
     return float(found[0])
 
 
-def _tempo_of(usual_bpm: float, onsets: Floats, strengths: Floats) -> float:
+def _tempo_of(usual_bpm: float, onsets: Samples, strengths: Samples) -> float:
     """Beats per minute near the usual ones, exact enough for songs of minutes to stay together.
 
     Of all even grids of beats, halves, thirds or quarters of beats, that on which the onsets lie
@@ -234,7 +232,7 @@ def _tempo_of(usual_bpm: float, onsets: Floats, strengths: Floats) -> float:
     return tempo if best > max(_LEAST_AGREEMENT, by_chance) else math.nan
 
 
-def _alike(hertz: npt.NDArray[np.float64], onsets: Floats, strengths: Floats) -> Any:
+def _alike(hertz: npt.NDArray[np.float64], onsets: Samples, strengths: Samples) -> Any:
     """How far the onsets turn alike at each frequency: from 0 to the sum of the strengths."""
     parts = np.array_split(hertz, 1 + len(hertz) // 256)  # all at once would take much memory
     turned = [np.exp(2j * np.pi * np.outer(part, onsets)) @ strengths for part in parts]
@@ -269,7 +267,7 @@ def _peak(song: Song, source: str) -> float:
     return peak
 
 
-def _mono(song: Song, source: str, rate: int) -> Floats:
+def _mono(song: Song, source: str, rate: int) -> Samples:
     """A whole stem, `[time]`, mixed down."""
     blocks = (block.mean(axis=0, keepdims=True) for block in read_blocks(song, source))
     converter = Converter(song.sample_rate, rate, 1, 1)

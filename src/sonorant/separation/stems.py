@@ -7,7 +7,7 @@ Sources: MUSDB18 (doi 10.5281/zenodo.1117372), MUSDB18-HQ (doi 10.5281/zenodo.33
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from sonorant.data.songs import (
     MIXTURE,
     STEM_SUFFIX,
     STREAMS,
+    LeaveOut,
     Samples,
     Song,
     read_mixture,
@@ -56,9 +57,7 @@ MUSDB_VALIDATION = frozenset(
 """The training songs that the community sets apart (the package musdb)."""
 
 
-def find_songs(
-    root: Path, licence: str = "", leave_out: Callable[[AudioError], object] | None = None
-) -> Iterator[Song]:
+def find_songs(root: Path, licence: str = "", leave_out: LeaveOut | None = None) -> Iterator[Song]:
     """The songs of a dataset, each measured when it is asked for.
 
     Takes MUSDB18 (`train` and `test` with `.stem.mp4` files) and folders of stems (`train`, `valid`
